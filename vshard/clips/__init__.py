@@ -1,0 +1,1 @@
+"""Video file -> facts -> plan -> sequences of RGB frames."""

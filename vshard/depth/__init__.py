@@ -1,0 +1,1 @@
+"""Frames -> depth, near = 1."""

@@ -1,0 +1,1 @@
+"""Depth -> occlusion ("non-warp") masks; the recipe's draws; the crops."""

@@ -1,0 +1,1 @@
+"""Records <-> tar shards with an index beside each."""

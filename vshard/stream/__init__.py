@@ -1,0 +1,1 @@
+"""Shards or record directories -> training samples, in an order that is a pure function of the seed."""
