@@ -1,0 +1,1 @@
+"""The `vshard` command: one module a command, installed as `vshard_cli`."""

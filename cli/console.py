@@ -1,0 +1,100 @@
+"""Progress on the screen: a live bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.progress import Progress, TaskID
+
+LOG_EVERY_SECONDS = 10.0
+
+
+class Console:
+    """A :class:`vshard.base.report.Report` on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._what, self._unit, self._total = "", "", None
+        self._started = self._logged = 0.0
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.finish()
+        self._what, self._unit = what, unit
+        self._total: int | None = total
+        self._started = self._logged = time.monotonic()
+        if not sys.stderr.isatty():
+            self.say(f"{what}: {total if total is not None else '?'} {unit}")
+            return
+        from rich import console, progress
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn(unit + "  {task.fields[figures]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=console.Console(stderr=True),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(what, total=total, figures="")
+
+    def advance(self, done: int, figures: str = "") -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, figures=figures)
+            return
+        now = time.monotonic()
+        if now - self._logged >= LOG_EVERY_SECONDS or done == self._total:
+            self._logged = now
+            left = ""
+            if self._total is not None and 0 < done < self._total:
+                left = f", {_clock((now - self._started) / done * (self._total - done))} left"
+            self.say(f"{self._what}: {done}/{self._total or '?'} {self._unit}{left}  {figures}".rstrip())
+
+    def say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, self._task = None, None
+
+
+@contextmanager
+def console() -> Iterator[Console]:
+    """Give a console that lets go of the terminal however the work ends."""
+    report = Console()
+    try:
+        yield report
+    finally:
+        report.finish()
+
+
+def size_text(size_bytes: int) -> str:
+    """Write a number of bytes for people: 12.3 MB."""
+    size = float(size_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,164 @@
+"""`vshard generate`: a video -> records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vshard.records.plan import FORMATS, GenerateOptions
+
+from .console import console
+from .sizes import ByteSize
+
+_DEFAULT = GenerateOptions("video", Path())
+
+
+@click.command()
+@click.argument("video", required=False)
+@click.option("--dataset-dir", metavar="VIDEO", help="The video file (instead of the argument).")
+@click.option(
+    "-o",
+    "--output",
+    "output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Split folder, e.g. data/NAME/train.",
+)
+@click.option("--prefix", default=_DEFAULT.prefix, help="Begins the records' names; give every run its own.")
+@click.option(
+    "--model-type",
+    default=_DEFAULT.model_type,
+    show_default=True,
+    help="Depth model, by its iw3 name. Built in: Parallax.",
+)
+@click.option("--resolution", type=int, help="Short side of the depth model's input.")
+@click.option(
+    "--max-fps",
+    type=float,
+    default=_DEFAULT.max_fps,
+    show_default=True,
+    help="Frames a second sampled at most.",
+)
+@click.option("--seq", type=int, default=_DEFAULT.seq, show_default=True, help="Frames in a record.")
+@click.option(
+    "--skip-first",
+    type=int,
+    default=_DEFAULT.skip_first,
+    show_default=True,
+    help="Frames left out at the start.",
+)
+@click.option(
+    "--skip-interval",
+    type=int,
+    default=_DEFAULT.skip_interval,
+    show_default=True,
+    help="Frames left out between sequences.",
+)
+@click.option(
+    "--batch-size",
+    type=int,
+    default=_DEFAULT.batch_size,
+    show_default=True,
+    help="Frames a depth model takes at once; divides --seq.",
+)
+@click.option(
+    "--size",
+    type=int,
+    default=_DEFAULT.size,
+    show_default=True,
+    help="Side of a record's square crop in pixels.",
+)
+@click.option(
+    "--num-samples",
+    type=int,
+    default=_DEFAULT.num_samples,
+    show_default=True,
+    help="Crops a sequence and view.",
+)
+@click.option(
+    "--divergence-level",
+    type=int,
+    default=_DEFAULT.divergence_level,
+    show_default=True,
+    help="How wide the holes are: 1, 2 or 3.",
+)
+@click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Decides every random draw.")
+@click.option(
+    "--gpu", type=int, help="CUDA device; -1 for the CPU. Without it: device 0, or the CPU if there is none."
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(FORMATS),
+    default=_DEFAULT.format,
+    show_default=True,
+    help="Record folders, tar shards, or both.",
+)
+@click.option(
+    "--shard-size", type=ByteSize(), default="1GB", show_default=True, help="A shard's size at most."
+)
+@click.option("--overwrite", is_flag=True, help="Remove the records of this prefix, model and video first.")
+def command(
+    video: str | None,
+    dataset_dir: str | None,
+    output: Path,
+    prefix: str,
+    model_type: str,
+    resolution: int | None,
+    max_fps: float,
+    seq: int,
+    skip_first: int,
+    skip_interval: int,
+    batch_size: int,
+    size: int,
+    num_samples: int,
+    divergence_level: int,
+    seed: int,
+    gpu: int | None,
+    format_: str,
+    shard_size: int,
+    overwrite: bool,
+) -> None:
+    """Make records of a video: sequences of frames with occlusion masks.
+
+    Stopped at any moment, the same command goes on and ends with the same records.
+
+    \b
+    Example:
+      vshard generate city.mp4 -o data/city/train --prefix city --model-type Parallax
+    """
+    if (video is None) == (dataset_dir is None):
+        raise click.UsageError("give one video file, as the argument or with --dataset-dir")
+    options = GenerateOptions(
+        video=video or dataset_dir or "",
+        output=output,
+        prefix=prefix,
+        model_type=model_type,
+        resolution=resolution,
+        max_fps=max_fps,
+        seq=seq,
+        skip_first=skip_first,
+        skip_interval=skip_interval,
+        batch_size=batch_size,
+        size=size,
+        num_samples=num_samples,
+        divergence_level=divergence_level,
+        seed=seed,
+        gpu=gpu,
+        format=format_,
+        shard_bytes=shard_size,
+        overwrite=overwrite,
+    )
+    from vshard.shards.run import run_generation
+
+    with console() as report:
+        state = run_generation(options, report)
+    rejected = ", ".join(f"{count} {reason}" for reason, count in state.rejected.items()) or "none"
+    click.echo(f"{output}: {state.records} records named {options.stem}_…; rejected: {rejected}")
+    if state.records:
+        click.echo(f"look at them: vshard show {output} -o records.png")
+    else:
+        click.echo(
+            "no record was kept: holes need near and far things, or try --divergence-level 2", err=True
+        )

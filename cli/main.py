@@ -1,0 +1,86 @@
+"""The entry point: finds commands without importing them, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from vshard import __version__
+
+from .table import COMMANDS
+
+STOPPED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run: `vshard --help` needs neither torch nor NumPy."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", __package__)
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their one-line help, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="vshard")
+def vshard() -> None:
+    """Make training data for video inpainting out of ordinary videos, and train on it.
+
+    \b
+    Example:
+      vshard generate city.mp4 -o data/city/train --prefix city --model-type Parallax
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and give its exit code."""
+    from vshard.base.errors import VshardError
+
+    try:
+        vshard.main(arguments, prog_name="vshard", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("stopped; what was finished is kept, the same command goes on from there")
+        return STOPPED
+    except VshardError as error:
+        _complain(f"error: {error}")
+        return 1
+    except BrokenPipeError:
+        # Somebody closed our output (`vshard … | head`): nothing more to say, and no noise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _complain(line: str) -> None:
+    click.echo("vshard: " + " ".join(line.split("\n")), err=True)

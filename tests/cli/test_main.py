@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from vshard_cli.main import run
+from vshard_cli.sizes import ByteSize
+
+from vshard import __version__
+
+
+def test_help_lists_every_command_without_importing_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name in ("generate", "pack", "unpack", "train", "demo"):
+        assert name in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["generate"], ["generate", "a.mp4", "--dataset-dir", "b.mp4", "-o", "x"], ["pack"], []],
+)
+def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    assert "Usage:" in capsys.readouterr().err
+
+
+def test_the_installed_command_runs(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("vshard")
+    result = subprocess.run(
+        [script, "generate", tmp_path / "no.mp4", "-o", tmp_path / "o"], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("vshard: error: ")
+    assert result.stderr.count("\n") == 1
+    assert "no such video file" in result.stderr
+
+
+@pytest.mark.parametrize(("text", "size"), [("1GB", 10**9), ("2.5 MB", 2_500_000), ("12", 12), ("3kb", 3000)])
+def test_sizes(text: str, size: int) -> None:
+    assert ByteSize().convert(text, None, None) == size
+
+
+def test_a_size_of_unknown_unit_is_wrong_usage() -> None:
+    assert run(["pack", "x", "-o", "y", "--shard-size", "3 apples"]) == 2

@@ -1,0 +1,138 @@
+"""Files that appear whole or not at all.
+
+Everything is written beside its final place under a name ending in ``.part``, flushed to the disk and
+renamed; a crash leaves at most a ``.part``, which the next run of the same command overwrites or removes.
+Operating-system refusals (disk full, read-only folder, a file where a folder should be) become a
+one-line :class:`~vshard.base.errors.OutputError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+PART_SUFFIX = ".part"
+# A content fingerprint reads this many blocks of this size, evenly spread over the file: enough to tell
+# two videos apart, and quick on a 50 GB file on a slow disk.
+FINGERPRINT_BLOCKS = 16
+FINGERPRINT_BLOCK_BYTES = 1 << 16
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose a folder you may write to",
+    errno.EPERM: "permission denied; choose a folder you may write to",
+    errno.ENOTDIR: "a part of this path is a file; choose another folder",
+    errno.EEXIST: "a file of this name is in the way; remove it or choose another folder",
+    errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
+    errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter prefix",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an :class:`OutputError` that names ``path``."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"cannot write {path}: {reason}") from error
+
+
+def make_folder(path: Path) -> Path:
+    """Create ``path`` and its parents and check that files can be made in it; return ``path``."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".vshard-write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    return path
+
+
+def part_of(path: Path) -> Path:
+    """Give the place beside ``path`` where it is written before it is whole."""
+    return path.with_name(path.name + PART_SUFFIX)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a closed file's bytes to the disk."""
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to the disk (a no-op on Windows, which has no such call)."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def finish_file(path: Path) -> None:
+    """Flush ``part_of(path)`` and give it its final name, replacing what was there."""
+    with writing(path):
+        sync_file(part_of(path))
+        part_of(path).replace(path)
+        sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` whole or not at all."""
+    with writing(path):
+        try:
+            part_of(path).write_bytes(data)
+        except OSError:
+            part_of(path).unlink(missing_ok=True)
+            raise
+    finish_file(path)
+
+
+def write_folder(path: Path, files: dict[str, bytes], *, scratch: Path) -> None:
+    """Write a folder of files whole or not at all; ``scratch`` is a folder on the same file system.
+
+    Raises:
+        OutputError: the files cannot be written; nothing of them is left.
+    """
+    part = scratch / (path.name + PART_SUFFIX)
+    with writing(path):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for name, data in files.items():
+                (part / name).write_bytes(data)
+            for name in files:
+                sync_file(part / name)
+            sync_folder(part)
+            part.rename(path)
+            sync_folder(path.parent)
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def fingerprint(path: Path) -> str:
+    """Give 16 hex digits that tell files apart by content: BLAKE2 over the size and 16 spread blocks."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+    last_start = max(size - FINGERPRINT_BLOCK_BYTES, 0)
+    with path.open("rb") as file:
+        for block in range(FINGERPRINT_BLOCKS):
+            file.seek(last_start * block // (FINGERPRINT_BLOCKS - 1))
+            digest.update(file.read(FINGERPRINT_BLOCK_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,450 @@
+"""Render a test clip whose depth is known: a painted landscape of flat layers seen by a moving camera.
+
+What comes in is a ``RenderOptions``; what goes out are frames with their true inverse depth, or a video
+file. Ground and upright cards (trees, houses, rocks) are painted once as textures and carried into each
+frame by the homography of their plane (Hartley and Zisserman, Multiple View Geometry, 13.1), far to near,
+so that picture and depth come from the same few numbers. The world: x right, y down, z forward, in metres;
+the camera starts at the origin, ``EYE_METRES`` above the ground.
+
+Cost at 1920×1080 on two cores: see ``benchmarks/depth.py --size 1920x1080``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vshard.base.errors import OptionError, OutputError
+from vshard.base.seeds import generator
+
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+Painter = Callable[[np.random.Generator, int, int], Floats]
+
+# motion: the camera's speed along x and z, metres a second
+MOTIONS = {"pan": (1.1, 0.0), "walk": (0.0, 1.3), "objects": (0.1, 0.0)}
+EYE_METRES = 1.6
+FOCAL_BY_WIDTH = 0.866  # 60 degrees from side to side
+FAR_METRES = 1000.0  # sky and mountains; where the ground ends
+NEAR_METRES = 1.2  # cards nearer than this are beside or behind the camera
+SKY_BY_VIEW = 1.25  # the sky is painted wider than the view, for the camera turns
+GROUND_TILE_METRES = 16.0
+GROUND_NEAR_METRES = 4.0  # where the ground meets the lower edge of a 16:9 picture
+CENTRE = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from a texel's number to its middle
+HAZE = (0.80, 0.86, 0.91)
+HAZE_METRES = 260.0
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What to render.
+
+    ``width``, ``height``: pixels, even, from 64 up. ``fps``: frames a second. ``frames``: how many.
+    ``seed``: which scene. ``motion``: "pan" (the camera goes sideways), "walk" (it goes forward) or
+    "objects" (it hardly moves, some things move themselves). ``OptionError`` for a value out of range.
+    """
+
+    width: int = 1920
+    height: int = 1080
+    fps: int = 30
+    frames: int = 120
+    seed: int = 0
+    motion: str = "pan"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("width", "height"):
+            if getattr(self, name) < 64 or getattr(self, name) % 2:
+                raise OptionError(f"{name} is {getattr(self, name)}: choose an even number from 64 up")
+        for name in ("fps", "frames"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is {getattr(self, name)}: choose a number from 1 up")
+        if self.motion not in MOTIONS:
+            raise OptionError(f"motion is {self.motion!r}: choose one of {', '.join(MOTIONS)}")
+
+
+@dataclass(frozen=True)
+class Card:
+    """An upright flat thing that faces the camera: what is painted on it and where its foot stands."""
+
+    levels: tuple[Image, ...]  # premultiplied RGBA, each half the size of the one before
+    tall: float  # metres, as all below
+    wide: float
+    x: float  # of its middle
+    z: float
+    lift: float  # from the ground up to its foot
+    sway: float  # how far it moves to either side of x
+
+
+def camera_pose(options: RenderOptions, frame: int) -> tuple[Matrix, Matrix]:
+    """Give rotation (3, 3) float64, world to camera, and place (3,) float64 in metres, at ``frame``."""
+    seconds = frame / options.fps
+    speed_x, speed_z = MOTIONS[options.motion]
+    turn = math.sin(2 * math.pi * seconds / 3.7)
+    bob = math.sin(2 * math.pi * seconds / 0.9) * (speed_z > 0)
+    angles = math.radians(0.15) * bob, math.radians(1.2) * turn, math.radians(0.35) * turn
+    rotation: Matrix = cv2.Rodrigues(np.array(angles))[0]
+    return rotation, np.array([speed_x * seconds, 0.015 * bob, speed_z * seconds])
+
+
+def render_frames(options: RenderOptions) -> Iterator[tuple[Image, Floats]]:
+    """Give each frame with its depth.
+
+    Yields: ``(H, W, 3) uint8`` RGB, and ``(H, W) float32`` true inverse depth in 1/metres, larger = nearer,
+    never under ``1 / FAR_METRES``. The same options give the same arrays.
+    """
+    rng = generator(options.seed, "render", options.width, options.height)
+    sky = _paint_sky(rng, options)
+    ground = _paint_ground(rng, options)
+    cards = _plant(rng, options)
+    for frame in range(options.frames):
+        yield _render(options, frame, sky, ground, cards)
+
+
+def write_clip(
+    path: Path, options: RenderOptions, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Render a clip into a video file (H.264, yuv420p, BT.709, limited range); ``path`` names its container.
+
+    The file appears under its name only when it is whole. ``progress`` is called with (frames done, frames in
+    all) after each frame. ``OutputError`` when the file cannot be written.
+    """
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with av.open(str(part), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=options.fps)
+            stream.width, stream.height, stream.pix_fmt = options.width, options.height, "yuv420p"
+            stream.options = {"crf": "18", "preset": "veryfast"}
+            context = stream.codec_context
+            context.time_base = Fraction(1, options.fps)
+            context.color_range, context.colorspace = int(ColorRange.MPEG), int(Colorspace.ITU709)
+            context.color_primaries = context.color_trc = 1  # BT.709, ITU-T H.273 tables 2 and 3
+            for index, (picture, _) in enumerate(render_frames(options)):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+                )
+                frame.pts = index
+                container.mux(stream.encode(frame))
+                if progress is not None:
+                    progress(index + 1, options.frames)
+            container.mux(stream.encode(None))
+        os.replace(part, path)
+    except (OSError, ValueError) as error:  # PyAV's errors are both, by their cause
+        raise OutputError(
+            f"{path}: the video cannot be written ({error}); check folder and suffix"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _render(
+    options: RenderOptions, frame: int, sky: Image, ground: list[Image], cards: list[Card]
+) -> tuple[Image, Floats]:
+    width, height = options.width, options.height
+    focal = FOCAL_BY_WIDTH * width
+    lens = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    rotation, place = camera_pose(options, frame)
+    # rays @ (x, y, 1) = direction in the world of the ray through pixel (x, y)
+    rays = rotation.T @ np.linalg.inv(lens)
+
+    sky_lens = lens + [[0, 0, (sky.shape[1] - width) / 2], [0, 0, (sky.shape[0] - height) / 2], [0, 0, 0]]
+    picture = _warp(sky, lens @ rotation @ np.linalg.inv(sky_lens), (0, 0, width, height))
+    inverse_depth = np.full((height, width), 1 / FAR_METRES, np.float32)
+
+    plane = rays[1] / (EYE_METRES - place[1])  # inverse depth of the ground at (x, y, 1); Z = 1 along the ray
+    top = max(0, math.floor(min(_row_where(plane, x, 1 / FAR_METRES) for x in (0, width))))
+    depth = _plane_map(plane, (0, top, width, height))
+    is_ground = depth > 1 / FAR_METRES
+    inverse_depth[top:][is_ground] = depth[is_ground]
+    lower = np.empty((height - top, width, 3), np.uint8)
+    stop = height
+    for level, texture in enumerate(ground):
+        step_x, step_z = (GROUND_TILE_METRES / texture.shape[axis] for axis in (1, 0))
+        start = max(top, math.floor(_row_where(plane, width / 2, 0.5 ** (level + 1) / GROUND_NEAR_METRES)))
+        start = top if level == len(ground) - 1 else start
+        origin = np.floor(place / GROUND_TILE_METRES) * GROUND_TILE_METRES - place
+        texel = np.array([[step_x, 0, origin[0]], [0, 0, EYE_METRES - place[1]], [0, step_z, origin[2]]])
+        if start < stop:
+            box = (0, start, width, stop)
+            lower[start - top : stop - top] = _warp(texture, lens @ rotation @ texel @ CENTRE, box, True)
+            stop = start
+    cv2.copyTo(lower, is_ground.astype(np.uint8), picture[top:])
+
+    moment = 2 * math.pi * frame / options.fps / 5.0
+    for card in cards:
+        distance = card.z - place[2]
+        if distance < NEAR_METRES:
+            continue
+        texels_a_pixel = distance / focal * card.levels[0].shape[0] / card.tall
+        level = min(max(0, math.floor(math.log2(texels_a_pixel))), len(card.levels) - 1)
+        rows, columns = card.levels[level].shape[:2]
+        left = card.x - card.wide / 2 + card.sway * math.sin(moment + card.x) - place[0]
+        roof = EYE_METRES - card.lift - card.tall - place[1]
+        texel = np.array([[card.wide / columns, 0, left], [0, card.tall / rows, roof], [0, 0, distance]])
+        homography = lens @ rotation @ texel @ CENTRE
+        corners = homography @ [[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]]
+        (x0, y0), (x1, y1) = (corners[:2] / corners[2]).min(1), (corners[:2] / corners[2]).max(1)
+        box = (
+            max(0, math.floor(x0)),
+            max(0, math.floor(y0)),
+            min(width, math.ceil(x1)),
+            min(height, math.ceil(y1)),
+        )
+        if box[0] >= box[2] or box[1] >= box[3]:
+            continue
+        inside = slice(box[1], box[3]), slice(box[0], box[2])
+        warped = _warp(card.levels[level], homography, box)
+        alpha = warped[..., 3]
+        clear = cv2.cvtColor(255 - alpha, cv2.COLOR_GRAY2RGB)
+        behind = cv2.multiply(picture[inside], clear, scale=1 / 255)
+        picture[inside] = cv2.add(behind, cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB))
+        cv2.copyTo(_plane_map(rays[2] / distance, box), alpha >> 7, inverse_depth[inside])
+    return picture, inverse_depth
+
+
+def _row_where(plane: Matrix, x: float, value: float) -> float:
+    return float((value - plane[2] - plane[0] * x) / plane[1])
+
+
+def _plane_map(plane: Matrix, box: tuple[int, int, int, int]) -> Floats:
+    """Values (h, w) float32 of plane · (x, y, 1) in the box (x0, y0, x1, y1)."""
+    x = (plane[0] * np.arange(box[0], box[2])).astype(np.float32)
+    y = (plane[1] * np.arange(box[1], box[3]) + plane[2]).astype(np.float32)
+    return x[None, :] + y[:, None]
+
+
+def _warp(texture: Image, homography: Matrix, box: tuple[int, int, int, int], wrap: bool = False) -> Image:
+    shift = np.array([[1, 0, -box[0]], [0, 1, -box[1]], [0, 0, 1]])
+    border = cv2.BORDER_WRAP if wrap else cv2.BORDER_CONSTANT
+    size = box[2] - box[0], box[3] - box[1]
+    warped: Image = cv2.warpPerspective(
+        texture, shift @ homography, size, flags=cv2.INTER_LINEAR, borderMode=border
+    )
+    return warped
+
+
+def _plant(rng: np.random.Generator, options: RenderOptions) -> list[Card]:
+    """Paint the cards and choose their places along the camera's way; far ones first."""
+    focal = FOCAL_BY_WIDTH * options.width
+    seconds = options.frames / options.fps
+    way_x, way_z = (speed * seconds for speed in MOTIONS[options.motion])
+    cards = []
+    for paint, tall, wide, kinds, near, far, gap, lift, sway in PLANTING:
+        if sway and options.motion != "objects":
+            continue
+        metres_per_px = max(near / focal, tall / (0.75 * options.width))
+        rows, columns = (round(metres / metres_per_px) for metres in (tall, wide))
+        haze = 1 - math.exp(-(near + far) / 2 / HAZE_METRES)
+        sprites = [_levels(paint(rng, rows, columns), haze) for _ in range(kinds)]
+        reach = 0.62 * far  # half the width in view at the far end
+        if way_z and near < 30:  # two rows along the path
+            places = [(side, z) for z in np.arange(near, far + way_z, gap) for side in (-1, 1)]
+        else:
+            places = [(0, x) for x in np.arange(-reach, reach + way_x, gap)]
+        for number, (side, along) in enumerate(places):
+            jitter, depth, size = rng.random(3)
+            along += gap * 0.8 * (jitter - 0.5)
+            if side:
+                x, z = side * (0.9 + wide / 2 + depth * 0.5 * near), along
+            else:
+                x, z = along, near + (far - near) * depth + way_z
+            size = 0.8 + 0.4 * size
+            levels = sprites[number % kinds]
+            cards.append(Card(levels, tall * size, wide * size, x, z, lift, sway))
+    return sorted(cards, key=lambda card: -card.z)
+
+
+def _levels(painted: Floats, haze: float) -> tuple[Image, ...]:
+    hazy = painted[..., :3] * np.float32(1 - haze) + np.float32(haze) * np.array(HAZE, np.float32)
+    levels = [_bytes(np.dstack([hazy * painted[..., 3:], painted[..., 3]]))]
+    while min(levels[-1].shape[:2]) > 8:
+        rows, columns = levels[-1].shape[:2]
+        levels.append(cv2.resize(levels[-1], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA))
+    return tuple(levels)
+
+
+def _bytes(values: Floats) -> Image:
+    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _noise(rng: np.random.Generator, rows: int, columns: int, cell: int, rough: float = 0.65) -> Floats:
+    """Fractal value noise (rows, columns) float32 in [0, 1]; repeats without a seam where ``cell`` divides both."""
+    total = np.zeros((rows, columns), np.float32)
+    weight = 1.0
+    while cell >= 2:
+        grid = rng.random((math.ceil(rows / cell), math.ceil(columns / cell)), dtype=np.float32)
+        grid = np.pad(grid, 2, mode="wrap")
+        fine = cv2.resize(grid, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)
+        total += np.float32(weight) * fine[2 * cell : 2 * cell + rows, 2 * cell : 2 * cell + columns]
+        weight *= rough
+        cell //= 2
+    low, high = np.percentile(total[::3, ::3], (0.5, 99.5))
+    return ((total - np.float32(low)) / np.float32(high - low + 1e-6)).clip(0, 1)
+
+
+def _tint(shade: Floats, dark: Sequence[float], light: Sequence[float]) -> Floats:
+    """Colours (rows, columns, 3) float32 between ``dark`` at shade 0 and ``light`` at shade 1."""
+    low, high = np.array(dark, np.float32), np.array(light, np.float32)
+    return low + shade[..., None] * (high - low)
+
+
+def _grid(rows: int, columns: int) -> tuple[Floats, Floats]:
+    """Row and column of each texel, both (rows, columns) float32 from 0 to 1."""
+    y, x = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j].astype(np.float32)
+    return y, x
+
+
+def _paint_blob(
+    rng: np.random.Generator, rows: int, columns: int, dark: Sequence[float], light: Sequence[float]
+) -> Floats:
+    """A ragged heap of discs that overlap: RGBA (rows, columns, 4) float32 in [0, 1], as all painters give."""
+    noise = _noise(rng, rows, columns, 2 ** max(3, round(math.log2(columns / 6))))
+    y, x = _grid(rows, columns)
+    wide = columns / rows
+    inside = np.full((rows, columns), -1, np.float32)
+    for _ in range(12):
+        angle, away, radius = rng.random(3) * (2 * math.pi, 0.9, 0.12) + (0, 0, 0.16)
+        middle_x = wide / 2 + math.cos(angle) * away * (wide / 2 - radius)
+        middle_y = 0.5 + math.sin(angle) * away * (0.5 - radius)
+        inside = np.maximum(inside, radius - np.hypot(x * wide - middle_x, y - middle_y))
+    alpha = ((inside + 0.16 * (noise - 0.6)) * rows / 1.5 + 0.5).clip(0, 1)
+    shade = (0.3 * noise + 0.7 * _noise(rng, rows, columns, 16, 0.8)) * (1 - 0.4 * y - 0.2 * x)
+    return np.dstack([_tint(shade, dark, light), alpha]).astype(np.float32)
+
+
+def _paint_rock(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    return _paint_blob(rng, rows, columns, (0.2, 0.2, 0.24), (0.95, 0.88, 0.8))
+
+
+def _paint_bush(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    hue = rng.random()
+    dark, light = (0.05 + 0.1 * hue, 0.2 - 0.06 * hue, 0.08), (0.55 + 0.5 * hue, 0.92 - 0.25 * hue, 0.3)
+    return _paint_blob(rng, rows, columns, dark, light)
+
+
+def _paint_tree(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    tree = np.zeros((rows, columns, 4), np.float32)
+    trunk = tree[rows // 2 :, round(columns * 0.46) : round(columns * 0.54)]
+    bark = _noise(rng, trunk.shape[0], 2 * trunk.shape[1], 16)[:, ::2]
+    trunk[:] = np.dstack([_tint(bark, (0.16, 0.11, 0.08), (0.5, 0.38, 0.28)), np.ones_like(bark)])
+    crown = _paint_bush(rng, round(rows * 0.75), columns)
+    alpha, below = crown[..., 3:], tree[: len(crown)]
+    below[..., :3] += alpha * (crown[..., :3] - below[..., :3])
+    below[..., 3:] = np.maximum(alpha, below[..., 3:])
+    return tree
+
+
+def _paint_house(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    wall = np.array(
+        [(0.86, 0.62, 0.45), (0.9, 0.83, 0.66), (0.62, 0.7, 0.78), (0.8, 0.5, 0.42)][rng.integers(4)]
+    )
+    noise = _noise(rng, rows, columns, 32, 0.8)
+    y, x = _grid(rows, columns)
+    colour = _tint(noise, wall * 0.65, wall) * (1 - 0.15 * (y % 0.03 < 0.004))[..., None]  # courses of stone
+    storey, bay = (y - 0.3) / 0.233 % 1, x * rng.integers(3, 6) % 1
+    window = (y > 0.3) & (storey > 0.25) & (storey < 0.8) & (bay > 0.3) & (bay < 0.7)
+    colour[window] = _tint(_noise(rng, rows, columns, 64), (0.12, 0.18, 0.28), (0.6, 0.75, 0.9))[window]
+    tiles = (0.7 + 0.3 * (y % 0.02 > 0.006))[..., None] * _tint(noise, (0.36, 0.16, 0.12), (0.75, 0.36, 0.26))
+    colour = np.where(y[..., None] < 0.26, tiles, colour)
+    gable = ((y - 0.26 * np.abs(2 * x - 1)) * rows / 1.5).clip(0, 1)
+    return np.dstack([colour, gable]).astype(np.float32)
+
+
+def _paint_crate(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    grain = cv2.resize(_noise(rng, rows, max(8, columns // 6), 16), (columns, rows))
+    y, x = _grid(rows, columns)
+    beam = (np.maximum(np.abs(y - 0.5), np.abs(x - 0.5)) > 0.41) | (np.abs(y - x) < 0.07)
+    plank = 0.55 + 0.3 * (y * 7 % 1 > 0.08)
+    shade = (0.4 + 0.6 * grain) * np.where(beam, 1.1, plank) * (1 - 0.25 * y)
+    light = [(1.0, 0.8, 0.5), (0.55, 0.78, 0.9), (0.95, 0.5, 0.38)][rng.integers(3)]
+    return np.dstack([_tint(shade, (0.15, 0.1, 0.06), light), np.ones_like(shade)]).astype(np.float32)
+
+
+def _paint_balloon(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    y, x = (2 * axis - 1 for axis in _grid(rows, columns))
+    around = np.arcsin((x / np.sqrt((1.05 - y * y).clip(0.01))).clip(-1, 1))
+    shade = _noise(rng, rows, columns, 16) * (0.8 - 0.2 * y - 0.2 * x)
+    bright = np.where(
+        np.sin(6 * around)[..., None] > 0, rng.random(3) * 0.5 + (0.5, 0.2, 0.1), (1, 0.96, 0.85)
+    )
+    alpha = ((1 - np.hypot(x, y)) * rows / 3).clip(0, 1)
+    return np.dstack([bright * (0.45 + 0.55 * shade[..., None]), alpha]).astype(np.float32)
+
+
+def _paint_hill(rng: np.random.Generator, rows: int, columns: int) -> Floats:
+    noise = _noise(rng, rows, columns, 2 ** max(3, round(math.log2(columns / 8))))
+    y, x = _grid(rows, columns)
+    alpha = ((y - 0.25 - 0.7 * (2 * x - 1) ** 2 - 0.25 * (noise - 0.5)) * rows / 2).clip(0, 1)
+    shade = 0.3 * noise + 0.7 * _noise(rng, rows, columns, 8, 0.9)
+    return np.dstack([_tint(shade, (0.1, 0.22, 0.12), (0.55, 0.66, 0.35)), alpha]).astype(np.float32)
+
+
+def _paint_sky(rng: np.random.Generator, options: RenderOptions) -> Image:
+    """Sky, clouds and mountains (rows, columns, 3) uint8, the horizon in the middle row."""
+    rows, columns = round(options.height * SKY_BY_VIEW), round(options.width * SKY_BY_VIEW)
+    height = np.linspace(1, -1, rows, dtype=np.float32)[:, None]
+    sky = _tint((1 - height).clip(0, 1) * np.ones((1, columns), np.float32), (0.25, 0.5, 0.82), HAZE)
+    cell = 2 ** round(math.log2(columns / 5))
+    wide = cv2.resize(_noise(rng, rows, columns // 2, cell // 2), (columns, rows))
+    cloud = (((wide - 0.5) * 3).clip(0, 1) * (height * 4).clip(0, 1) * 0.9)[..., None]
+    sky = sky * (1 - cloud) + cloud * _tint(wide, (0.72, 0.75, 0.8), (1, 1, 0.98))
+    for tall, blue in ((0.34, 0.62), (0.2, 0.4)):
+        ridge = _noise(rng, cell, columns, cell // 2)[0] * tall + 0.02
+        rock = _noise(rng, rows, columns, 64, 0.8)
+        mountain = _tint(rock, (0.3, 0.38, 0.5), (0.6, 0.64, 0.66)) * (1 - blue) + blue * np.array(
+            HAZE, np.float32
+        )
+        alpha = ((ridge - height) * rows / 4).clip(0, 1)[..., None]
+        sky = sky * (1 - alpha) + mountain * alpha
+    return _bytes(sky)
+
+
+def _paint_ground(rng: np.random.Generator, options: RenderOptions) -> list[Image]:
+    """Grass and earth (rows, columns, 3) uint8 that repeat without a seam, for distances that double.
+
+    Columns go along x, rows along z. From one to the next columns halve and rows go to a quarter, as the size of
+    the ground in a picture does with the distance and its square: none is seen smaller than it can show.
+    """
+    columns = (
+        2 ** round(math.log2(FOCAL_BY_WIDTH * options.width / GROUND_NEAR_METRES * GROUND_TILE_METRES)) // 2
+    )
+    rows = columns // 2
+    patch = (_noise(rng, rows, columns, rows // 4) * 2.4 - 0.9).clip(0, 1)
+    fine, other = _noise(rng, rows, columns, 32, 0.85), _noise(rng, rows, columns, 16, 0.9)
+    grass = _tint(fine, (0.16, 0.28, 0.1), (0.6, 0.72, 0.32))
+    earth = _tint(other, (0.42, 0.32, 0.22), (0.86, 0.74, 0.56))
+    tile = grass + patch[..., None] * (earth - grass)
+    levels = []
+    for level in range(5):
+        haze = 1 - math.exp(-GROUND_NEAR_METRES * 1.5 * 2**level / HAZE_METRES)
+        small = cv2.resize(tile, (columns >> level, max(2, rows >> 2 * level)), interpolation=cv2.INTER_AREA)
+        levels.append(_bytes(small * np.float32(1 - haze) + np.float32(haze) * np.array(HAZE, np.float32)))
+    return levels
+
+
+# painter; its height and width in metres; how many kinds of it; from where to where along z, metres; metres
+# between neighbours; metres its foot is lifted; metres it sways (only where things move themselves)
+PLANTING: tuple[tuple[Painter, float, float, int, float, float, float, float, float], ...] = (
+    (_paint_hill, 20, 110, 3, 150, 230, 40, 0, 0),
+    (_paint_house, 8.5, 9, 4, 34, 60, 17, 0, 0),
+    (_paint_tree, 8, 6, 3, 16, 48, 6, 0, 0),
+    (_paint_tree, 5.5, 4.2, 3, 9, 15, 6.5, 0, 0),
+    (_paint_bush, 1.1, 1.9, 4, 6.5, 14, 2.6, 0, 0),
+    (_paint_rock, 0.6, 1, 3, 5, 9, 3.2, 0, 0),
+    (_paint_crate, 0.9, 0.9, 2, 4.2, 6.5, 4.5, 0, 0),
+    (_paint_balloon, 2.2, 1.8, 3, 9, 14, 6, 1.2, 1.5),
+    (_paint_crate, 1.4, 1.8, 2, 5.5, 7, 4, 0, 1),
+)

@@ -1,0 +1,187 @@
+"""Which pixels a shifted view cannot see: the forward non-warp mask.
+
+Depth goes in, a mask of holes comes out; no colour is warped. The depth is warped to the other eye, that
+warped depth is warped back, and what nothing lands on is the hole (facts of the original, section 5).
+Every row is on its own, so the work runs on slices of rows that stay in the processor's cache.
+
+The original sorts by depth and repairs in up to a hundred steps. Here one scatter and one running extreme
+do the same: of two sources that land in one target cell, the nearer one has been shifted further, so for
+the left eye, which shifts to the right, it is the one that starts further left. The winner of a cell is
+the least source column there (for the right eye the greatest), and integers have the same winner in
+whatever order a GPU writes them. Only separate multiplications, additions and divisions are used: no
+fused step rounds differently from one machine to the next.
+
+About 40 ms a 1080p frame on two CPU cores (the original's way: seconds).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..base.errors import OptionError
+from ..depth.edges import window_max
+
+Eye = Literal["left", "right"]
+
+LAYERED_HOLE = 0.5
+
+# No landing has less weight than this in its layer, so that what lands exactly on a column counts in both.
+MIN_WEIGHT = 1e-5
+# Pixels worked on at once on a CPU: 1 MB of int64, the fastest of 2**16 to 2**20 (36 against 57 ms a frame).
+CHUNK_PIXELS = 1 << 17
+
+
+def nonwarp_mask(
+    depth: Tensor, size: tuple[int, int], *, divergence: float, convergence: float, view: Eye
+) -> Tensor:
+    """Give the mask of what a view shifted away and back again does not show.
+
+    Args:
+        depth: (T, 1, h, w) float32 in [0, 1], 1 = nearest, mapper already applied.
+        size: (H, W) of the frames; depth of another size is resized first.
+        divergence: in percent of W: depth 1 and depth 0 come to lie ``divergence / 200 · W`` pixels apart.
+        convergence: in [0, 1], the depth that does not move.
+        view: base view. "left" is not simply the mirrored "right": eyes are exchanged as well.
+
+    Returns:
+        (T, 1, H, W) float32: 0 known, 1 hole, 0.5 hole hidden behind a nearer layer. Not yet closed.
+
+    Raises:
+        OptionError: there is no such view.
+    """
+    if view not in ("right", "left"):
+        raise OptionError(f"view {view!r} does not exist; use right or left")
+    height, width = size
+    away: Eye = "left" if view == "right" else "right"
+    back: Eye = view
+    mask = depth.new_empty((len(depth), 1, height, width))
+    # A CPU wants steps that fit its cache, a GPU wants few and large ones.
+    step = max(1, CHUNK_PIXELS // width) if depth.device.type == "cpu" else height
+    for index in range(len(depth)):
+        frame = _resized(depth[index : index + 1], size)[0, 0]
+        for top in range(0, height, step):
+            rows = frame[top : top + step]
+            if view == "left":
+                rows = rows.flip(1)
+            rows = warp_depth(rows, divergence=divergence, convergence=convergence, eye=away)
+            holes = hole_mask(rows, divergence=divergence, convergence=convergence, eye=back)
+            mask[index, 0, top : top + step] = holes.flip(1) if view == "left" else holes
+    return mask
+
+
+def close_mask(mask: Tensor, n: int = 2) -> Tensor:
+    """Fill gaps of up to 2n pixels between holes: n dilations, n erosions, plus the mask itself, at most 1.
+
+    Args:
+        mask: (T, 1, H, W) float32 in [0, 1]. A lone 0.5 becomes 1 (facts of the original, section 5).
+        n: steps of a 3×3 window; the border counts neither as hole nor as known.
+
+    Returns:
+        (T, 1, H, W) float32 in [0, 1].
+    """
+    closed = torch.empty_like(mask)
+    for index, frame in enumerate(mask):
+        grown = window_max(frame, (n, n))
+        closed[index] = (frame - window_max(-grown, (n, n))).clamp(max=1)
+    return closed
+
+
+def warp_depth(rows: Tensor, *, divergence: float, convergence: float, eye: Eye) -> Tensor:
+    """Warp depth to one eye; holes take the depth of the farther side, where that is inside the row.
+
+    Args:
+        rows: (N, W) float32 in [0, 1], 1 = nearest.
+        divergence: in percent of W, as in `nonwarp_mask`.
+        convergence: in [0, 1], the depth that does not move.
+        eye: "left" shifts near pixels to the right, "right" to the left.
+
+    Returns:
+        (N, W) float32 in [0, 1]; 0 where there is no known pixel to fill from.
+    """
+    landed = _land(rows, divergence, convergence, eye)
+    known = landed.known & (landed.column == _in_order(landed.column, eye))
+    low, high = (landed.padded.gather(1, near) for near in landed.nearest)
+    return _fill(low + (high - low) * landed.share, known, eye, otherwise=0.0)
+
+
+def hole_mask(rows: Tensor, *, divergence: float, convergence: float, eye: Eye) -> Tensor:
+    """Give the holes of one eye's view, warped by ``rows``; arguments as for `warp_depth`.
+
+    Returns:
+        (N, W) float32: 0 known, 1 nothing lands there, 0.5 something lands, but from behind a nearer
+        layer: its source column is out of order with a column that landed before it.
+    """
+    landed = _land(rows, divergence, convergence, eye)
+    column = _fill(landed.column, landed.known, eye, otherwise=-1.0)
+    mask = (~landed.known).to(rows.dtype)
+    return mask.masked_fill_(column != _in_order(column, eye), LAYERED_HOLE)
+
+
+class _Landing(NamedTuple):
+    """What lands on each column of one eye's view; all (N, W) but ``padded``."""
+
+    padded: Tensor  # (N, W + 2 pad) float32, the depth the sources have
+    nearest: tuple[Tensor, Tensor]  # int64, winning column of ``padded`` in the floor and the ceil layer
+    share: Tensor  # float32 in [0, 1], weight of the ceil layer; NaN where nothing lands
+    known: Tensor  # bool, whether anything lands
+    column: Tensor  # float32, mean source column; the last to win where nothing lands
+
+
+def _land(rows: Tensor, divergence: float, convergence: float, eye: Eye) -> _Landing:
+    """Shift every source, and keep for each target cell the nearest source of two layers."""
+    count, width = rows.shape
+    reach = divergence * 0.01 * width * 0.5
+    # Twice the reach, as the original pads: its columns, and so its rounding, are ours.
+    pad = int(width * divergence / 100 + 2)
+    # Nine times as fast as F.pad on a CPU.
+    padded = torch.cat([rows[:, :1].expand(-1, pad), rows, rows[:, -1:].expand(-1, pad)], dim=1)
+    columns = torch.arange(padded.shape[1], device=rows.device)
+    shift = padded * reach - reach * convergence
+    target = (columns + shift if eye == "left" else columns - shift).clamp_(0, len(columns) - 1)
+    floor, ceil = target.floor(), target.ceil()
+    high = (target - floor).clamp_(MIN_WEIGHT, 1 - MIN_WEIGHT)
+    # The outermost columns never reach the frame: one of them, with no weight, stands for "no source".
+    high[:, [0, -1]] = 0
+    low = 1 - high
+    low[:, [0, -1]] = 0
+    nothing, nearer = (len(columns) - 1, "amin") if eye == "left" else (0, "amax")
+    sources = columns.expand(count, -1)
+    nearest, weights = [], []
+    for cell, weight in ((floor, low), (ceil, high)):
+        winner = torch.full_like(sources, nothing).scatter_reduce_(1, cell.long(), sources, nearer)
+        nearest.append(winner[:, pad : pad + width])
+        weights.append(weight.gather(1, nearest[-1]))
+    total = weights[0] + weights[1]
+    known = total > 0
+    column = (nearest[0] * weights[0] + nearest[1] * weights[1]) / total
+    return _Landing(
+        padded,
+        (nearest[0], nearest[1]),
+        weights[1] / total,
+        known,
+        column.masked_fill_(~known, nothing),
+    )
+
+
+def _in_order(column: Tensor, eye: Eye) -> Tensor:
+    """Give the source columns as they would be without steps back: a running extreme along the row."""
+    return column.flip(1).cummin(1).values.flip(1) if eye == "left" else column.cummax(1).values
+
+
+def _fill(values: Tensor, known: Tensor, eye: Eye, otherwise: float) -> Tensor:
+    """Let unknown values copy the nearest known one: to their left for the left eye, else to their right."""
+    if eye == "right":
+        return _fill(values.flip(1), known.flip(1), "left", otherwise).flip(1)
+    columns = torch.arange(values.shape[1], device=values.device)
+    source = torch.where(known, columns, -1).cummax(1).values
+    return values.gather(1, source.clamp(min=0)).masked_fill_(source < 0, otherwise)
+
+
+def _resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(depth.shape[-2:]) == tuple(size):
+        return depth
+    return F.interpolate(depth, size=size, mode="bilinear", align_corners=True, antialias=True)

@@ -1,0 +1,119 @@
+"""What a generation run is asked to do, checked and planned before anything is decoded or written."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import OptionError, VideoError
+from ..clips.plan import Sequence, plan_sequences
+from ..clips.probe import VideoInfo
+from . import names
+
+# What training takes of a record: 12 frames, crops of 256 pixels (facts of the original, section 7).
+SEQ_MIN = 12
+SIZE_MIN_PX = 256
+# Shorter of the two short sides that frames are resized to: no crop can be larger.
+SIZE_MAX_PX = 720
+FORMATS = ("both", "dirs", "shards")
+DEFAULT_SHARD_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Options of one run over one video; names and defaults are those of the command line.
+
+    ``video`` is the path as the user wrote it (its last part names the records), ``output`` the split folder,
+    ``gpu`` as :func:`vshard.base.devices.choose_device` takes it.
+    """
+
+    video: str
+    output: Path
+    prefix: str = ""
+    model_type: str = "Parallax"
+    resolution: int | None = None
+    max_fps: float = 30.0
+    seq: int = 16
+    skip_first: int = 0
+    skip_interval: int = 16
+    batch_size: int = 2
+    size: int = 512
+    num_samples: int = 1
+    divergence_level: int = 1
+    seed: int = 71
+    gpu: int | None = None
+    format: str = "both"
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every option by itself.
+
+        Raises:
+            OptionError: the first option that is out of its range.
+        """
+        for option, value, least, most in (
+            ("--seq", self.seq, SEQ_MIN, None),
+            ("--max-fps", self.max_fps, 0.01, None),
+            ("--skip-first", self.skip_first, 0, None),
+            ("--skip-interval", self.skip_interval, 0, None),
+            ("--batch-size", self.batch_size, 1, None),
+            ("--size", self.size, SIZE_MIN_PX, SIZE_MAX_PX),
+            ("--num-samples", self.num_samples, 1, None),
+            ("--divergence-level", self.divergence_level, 1, 3),
+            ("--shard-size", self.shard_bytes, 1 << 20, None),
+        ):
+            if value < least or (most is not None and value > most):
+                allowed = f"{least} to {most}" if most is not None else f"{least} or more"
+                raise OptionError(f"{option} {value}: allowed is {allowed}{_why(option)}")
+        if self.seq % self.batch_size:
+            raise OptionError(
+                f"--batch-size {self.batch_size}: must divide --seq {self.seq} without a rest; "
+                "choose 1, 2, 4, 8 or 16 for 16 frames"
+            )
+        if self.format not in FORMATS:
+            raise OptionError(f"--format {self.format}: allowed are {', '.join(FORMATS)}")
+        names.record_stem(self.prefix, self.model_type, self.video)
+
+    @property
+    def stem(self) -> str:
+        """What the keys of this run's records begin with."""
+        return names.record_stem(self.prefix, self.model_type, self.video)
+
+    def recipe_options(self) -> dict[str, Any]:
+        """Give the options that decide a record's bytes; its metadata keeps them."""
+        elsewhere = ("video", "output", "batch_size", "gpu", "format", "shard_bytes", "overwrite")
+        return {name: value for name, value in asdict(self).items() if name not in elsewhere}
+
+    def identity(self) -> dict[str, Any]:
+        """Give the options that decide the run's files: a run goes on only where these are the same."""
+        return self.recipe_options() | {"format": self.format, "shard_bytes": self.shard_bytes}
+
+
+def plan_run(info: VideoInfo, options: GenerateOptions) -> list[Sequence]:
+    """Plan the sequences of a run.
+
+    Raises:
+        VideoError: the video is too short for one sequence.
+    """
+    sequences = plan_sequences(
+        info,
+        seq=options.seq,
+        skip_first=options.skip_first,
+        skip_interval=options.skip_interval,
+        max_fps=options.max_fps,
+    )
+    if not sequences:
+        raise VideoError(
+            f"{info.path}: its {len(info.pts)} frames ({info.duration_seconds:.1f} s) hold no sequence of "
+            f"{options.seq} frames after skipping {options.skip_first}; give a longer video"
+        )
+    return sequences
+
+
+def _why(option: str) -> str:
+    return {
+        "--seq": " (training takes 12 frames of a record)",
+        "--size": " (training cuts 256 pixels out of a record; frames have a short side of 720 or 1080)",
+    }.get(option, "")

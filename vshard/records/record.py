@@ -1,0 +1,178 @@
+"""One record: a sequence's frames with their masks and what is known of them.
+
+A record is handled as the bytes of its files, so that what is packed and unpacked stays the same to the bit.
+On disk it is a folder ``{key}/`` with ``0000_C.png, 0000_M.png, …, meta.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base import files
+from ..base.errors import RecordError
+from . import names
+from .png import png_size
+
+SCHEMA = "vshard.record/1"
+# Far above any real record file, far below what would hurt: bounds memory before a byte is read.
+MAX_FILE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, repr=False)
+class Record:
+    """The files of one record, as bytes.
+
+    ``metadata`` is the JSON of ``meta.json``; ``frames`` and ``masks`` are PNG files, as many of each.
+    ``derived`` says that there was no ``meta.json`` (the original writes none) and the metadata was made from
+    the pictures; such a record is written back without one.
+    """
+
+    key: str
+    metadata: bytes
+    frames: tuple[bytes, ...]
+    masks: tuple[bytes, ...]
+
+    def files(self) -> dict[str, bytes]:
+        """Give file name -> bytes in the order of the shard: metadata, then frame and mask by turns."""
+        result = {names.METADATA_FILE: self.metadata}
+        for index, (frame, mask) in enumerate(zip(self.frames, self.masks, strict=True)):
+            result[names.frame_file(index)] = frame
+            result[names.mask_file(index)] = mask
+        return result
+
+    @property
+    def derived(self) -> bool:
+        """Whether the metadata was made from the pictures because there was none."""
+        return bool(json.loads(self.metadata).get("derived", False))
+
+    def __repr__(self) -> str:
+        return f"Record({self.key}: {len(self.frames)} frames)"
+
+
+def metadata_bytes(metadata: dict[str, Any]) -> bytes:
+    """Write metadata as JSON, one way only: sorted keys, no NaN, one trailing newline."""
+    return (json.dumps(metadata, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parse_metadata(data: bytes, name: str) -> dict[str, Any]:
+    """Read metadata and check what every reader relies on.
+
+    Raises:
+        RecordError: not JSON of our schema; ``name`` says which record.
+    """
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{name}: its metadata is not JSON ({error}); make the record again") from error
+    schema = metadata.get("schema") if isinstance(metadata, dict) else None
+    if schema != SCHEMA:
+        raise RecordError(
+            f"{name}: its metadata has schema {schema!r}, this vshard reads {SCHEMA!r}; "
+            "use the version of vshard that made it"
+        )
+    assert isinstance(metadata, dict)
+    return metadata
+
+
+def metadata_digest(metadata: bytes) -> str:
+    """Give 32 hex digits of BLAKE2 over a record's metadata."""
+    return hashlib.blake2b(metadata, digest_size=16).hexdigest()
+
+
+def from_files(key: str, contents: dict[str, bytes], where: str) -> Record:
+    """Build a record out of its files, checking that names and counts fit together.
+
+    Raises:
+        RecordError: frames and masks do not pair up from 0000 on, or a file is not one of a record's.
+    """
+    count = sum(name.endswith("_C.png") for name in contents)
+    expected = {name for i in range(count) for name in (names.frame_file(i), names.mask_file(i))}
+    found = set(contents) - {names.METADATA_FILE}
+    if count == 0 or found != expected:
+        odd = sorted(found ^ expected)[:1] or ["no frames"]
+        raise RecordError(
+            f"{where}: {count} frames and {len(found) - count} other pictures do not pair up ({odd[0]}); "
+            "a record holds 0000_C.png, 0000_M.png, 0001_C.png, …; remove it or make it again"
+        )
+    frames = tuple(contents[names.frame_file(i)] for i in range(count))
+    masks = tuple(contents[names.mask_file(i)] for i in range(count))
+    metadata = contents.get(names.METADATA_FILE)
+    if metadata is None:
+        height, width = png_size(frames[0], f"{where}/{names.frame_file(0)}")
+        metadata = metadata_bytes(
+            {"schema": SCHEMA, "key": key, "derived": True, "frames": count, "height": height, "width": width}
+        )
+    else:
+        parse_metadata(metadata, where)
+    return Record(key, metadata, frames, masks)
+
+
+def list_record_folders(split: Path) -> list[Path]:
+    """Give the record folders of a split, sorted by name.
+
+    Raises:
+        RecordError: a folder that holds frames has a name that no shard member can carry.
+    """
+    folders = []
+    for folder in sorted(split.iterdir()):
+        if not folder.is_dir() or not (folder / names.frame_file(0)).is_file():
+            continue
+        if not names.is_record_key(folder.name):
+            raise RecordError(
+                f"{folder}: this record's name may hold only A-Z a-z 0-9 _ - and {names.KEY_LENGTH_MAX} "
+                "characters; rename the folder"
+            )
+        folders.append(folder)
+    return folders
+
+
+def read_folder(folder: Path) -> Record:
+    """Read one record's folder; files that are not a record's (thumbnails, notes) are left out.
+
+    Raises:
+        RecordError: as :func:`from_files`, or a file is larger than 256 MiB.
+    """
+    contents = {}
+    for path in sorted(folder.iterdir()):
+        if path.name == names.METADATA_FILE or names.is_frame_or_mask(path.name):
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise RecordError(
+                    f"{path}: has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read"
+                )
+            contents[path.name] = path.read_bytes()
+    return from_files(folder.name, contents, str(folder))
+
+
+def write_record(split: Path, record: Record) -> None:
+    """Write ``split/{key}/`` whole or not at all; a folder that is there already must be the same.
+
+    Raises:
+        RecordError: the folder is there with other contents.
+        OutputError: it cannot be written.
+    """
+    contents = record.files()
+    if record.derived:
+        del contents[names.METADATA_FILE]
+    target = split / record.key
+    if target.exists():
+        if read_folder(target).files() != record.files():
+            raise RecordError(
+                f"{target}: is there already with other contents; move it away or choose another folder"
+            )
+        return
+    files.write_folder(target, contents, scratch=split / names.STATE_FOLDER)
+
+
+def remove_record(split: Path, key: str) -> None:
+    """Remove ``split/{key}/`` so that a reader sees it whole or not at all."""
+    scratch = split / names.STATE_FOLDER / (key + files.PART_SUFFIX)
+    with files.writing(split / key):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        (split / key).rename(scratch)
+        shutil.rmtree(scratch)

@@ -1,0 +1,217 @@
+"""A generation run: records made of one video, kept as folders and shards, that can stop anywhere.
+
+The run's state ``SPLIT/.vshard/{stem}.json`` says what it was asked, of which file, how many sequences are done
+and what was rejected. It is written after the records it speaks of, so the same command goes on behind the last
+finished sequence and ends with the same bytes as an unbroken run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..base.errors import OptionError, OutputError, RecordError, VshardError
+from ..base.files import make_folder, part_of, write_file, writing
+from ..base.report import Report
+from ..clips.probe import VideoInfo, probe
+from ..depth.models import open_depth_model
+from ..records import names
+from ..records.plan import GenerateOptions, plan_run
+from ..records.record import remove_record, write_record
+from .write import Position, ShardWriter
+
+SCHEMA = "vshard.run/1"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is known of a run; ``finished`` sequences are done, from the first on."""
+
+    options: dict[str, Any]
+    source: dict[str, Any]
+    planned: int
+    finished: int = 0
+    records: int = 0
+    rejects: tuple[dict[str, str], ...] = ()
+    shards: Position = field(default_factory=Position)
+    complete: bool = False
+
+    def to_bytes(self) -> bytes:
+        """Write the state as JSON."""
+        return (json.dumps({"schema": SCHEMA} | asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Rejects counted by reason."""
+        return dict(Counter(reject["reason"] for reject in self.rejects))
+
+
+def run_generation(options: GenerateOptions, report: Report) -> RunState:
+    """Make the records of ``options.video`` under ``options.output``; go on where the same run stopped.
+
+    Raises:
+        VshardError: the video, an option, the depth model or the output folder is not as it must be; what was
+            finished before stays, and the same command goes on from there.
+    """
+    info = probe(Path(options.video))
+    sequences = plan_run(info, options)
+    open_depth_model(options.model_type, options.resolution)
+    make_folder(options.output)
+    state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
+    make_folder(state_path.parent)
+    with _only_one(state_path):
+        if options.overwrite and not _goes_on(state_path, options, info, len(sequences)):
+            _remove_run(options.output, options.stem, state_path)
+        state = _open_state(state_path, options, info, len(sequences))
+        if state.complete:
+            report.say(f"{options.stem}: already finished, nothing to do")
+            return state
+        if state.finished:
+            report.say(f"{options.stem}: going on after {state.finished} of {state.planned} sequences")
+        return _run(state, state_path, options, info, report)
+
+
+def _run(
+    state: RunState, state_path: Path, options: GenerateOptions, info: VideoInfo, report: Report
+) -> RunState:
+    from ..records.generate import generate_records
+
+    sequences = plan_run(info, options)[state.finished :]
+    writer = None
+    if options.format != "dirs":
+        writer = ShardWriter(options.output, options.stem, options.shard_bytes, state.shards)
+    report.start(f"generating {options.stem}", state.planned, "sequences")
+    try:
+        for made in generate_records(info, sequences, options):
+            for record in made.records:
+                if options.format != "shards":
+                    write_record(options.output, record)
+                if writer is not None:
+                    writer.add(record)
+            for reject in made.rejects:
+                if not made.records and len(made.rejects) == 1:
+                    report.warn(f"{reject.key}: {reject.reason} ({reject.found})")
+            state = replace(
+                state,
+                finished=made.sequence + 1,
+                records=state.records + len(made.records),
+                rejects=(*state.rejects, *(asdict(reject) for reject in made.rejects)),
+                shards=writer.position if writer is not None else Position(),
+            )
+            write_file(state_path, state.to_bytes())
+            rejected = sum(state.rejected.values())
+            report.advance(state.finished, f"{state.records} records, {rejected} rejected")
+        if writer is not None:
+            writer.close()
+    finally:
+        if writer is not None:
+            writer.abandon()
+    state = replace(state, complete=True, shards=writer.position if writer is not None else Position())
+    write_file(state_path, state.to_bytes())
+    report.finish()
+    return state
+
+
+@contextmanager
+def _only_one(state_path: Path) -> Iterator[None]:
+    """Hold the run's lock; the system lets go of it when a process dies, however it dies."""
+    lock = FileLock(state_path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"{state_path.stem}: another vshard is making these records now; wait for it"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot lock {lock.lock_file}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _goes_on(state_path: Path, options: GenerateOptions, info: VideoInfo, planned: int) -> bool:
+    """Tell whether an unfinished run of the very same options is there, whole enough to go on with."""
+    try:
+        state = _open_state(state_path, options, info, planned)
+    except VshardError:
+        return False
+    part = part_of(options.output / names.shard_file(options.stem, state.shards.shards))
+    shard = options.output / names.shard_file(options.stem, state.shards.shards)
+    size = max((path.stat().st_size for path in (part, shard) if path.exists()), default=0)
+    return not state.complete and size >= state.shards.part_bytes
+
+
+def _open_state(state_path: Path, options: GenerateOptions, info: VideoInfo, planned: int) -> RunState:
+    """Give the state to go on from, refusing one of other options or another file."""
+    source = {"name": info.path.name, "size_bytes": info.size_bytes, "fingerprint": info.fingerprint}
+    fresh = RunState(options.identity(), source, planned)
+    if not state_path.exists():
+        there = next(iter(_outputs(options.output, options.stem)), None)
+        if there is not None:
+            raise OutputError(
+                f"{there}: records named {options.stem} are there, but nothing says how they were made; choose "
+                "another --prefix, or remove exactly these with --overwrite"
+            )
+        return fresh
+    state = _read_state(state_path)
+    if state.source != source:
+        raise OptionError(
+            f"{options.stem}: its records were made from another file ({state.source['name']}, "
+            f"{state.source['size_bytes']} bytes; this one has {info.size_bytes}); choose another --prefix, or "
+            "replace them with --overwrite"
+        )
+    if state.options != fresh.options:
+        name = next(n for n in fresh.options if state.options.get(n) != fresh.options[n])
+        raise OptionError(
+            f"{options.stem}: its records were made with --{name.replace('_', '-')} {state.options.get(name)}, "
+            f"now it is {fresh.options[name]}; give the same, choose another --prefix, or replace them with "
+            "--overwrite"
+        )
+    return state
+
+
+def _read_state(state_path: Path) -> RunState:
+    try:
+        content = json.loads(state_path.read_bytes())
+        if content.pop("schema") != SCHEMA:
+            raise ValueError("unknown schema")
+        content["shards"] = Position(**content["shards"])
+        content["rejects"] = tuple(content["rejects"])
+        return RunState(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{state_path}: is not a run's state ({error}); remove these records with --overwrite"
+        ) from error
+
+
+def _outputs(split: Path, stem: str) -> list[Path]:
+    """Give the record folders and shards of exactly this stem."""
+    key, shard = f"{stem}_", f"{stem}-"
+    found = []
+    for path in sorted(split.iterdir()):
+        if path.is_dir() and path.name.startswith(key) and path.name[len(key) :].isdigit():
+            found.append(path)
+        number, _, suffix = path.name[len(shard) :].partition(".")
+        if path.name.startswith(shard) and number.isdigit() and f".{suffix}".startswith(names.SHARD_SUFFIX):
+            found.append(path)
+    return found
+
+
+def _remove_run(split: Path, stem: str, state_path: Path) -> None:
+    """Remove exactly the state, records and shards of ``stem``; without the state nothing half-removed goes on."""
+    with writing(state_path):
+        state_path.unlink(missing_ok=True)
+    for path in _outputs(split, stem):
+        if path.is_dir():
+            remove_record(split, path.name)
+        else:
+            with writing(path):
+                path.unlink()

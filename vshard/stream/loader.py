@@ -1,0 +1,104 @@
+"""Samples through worker processes: a WebDataset pipeline of named stages under its loader.
+
+The workers take the positions of an epoch by turns and the loader collects them by turns, so the samples come in
+the plan's order whatever the number of workers. What crosses the process border is uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import webdataset
+from torch.utils.data import get_worker_info
+
+from .order import share_of
+from .samples import Sample, evaluation_sample, training_sample
+from .split import Split
+
+
+@dataclass(frozen=True)
+class Positions:
+    """First stage: the positions and records of an epoch that fall to this worker."""
+
+    plan: np.ndarray
+    start: int
+
+    def __call__(self) -> Iterator[tuple[int, int]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        for position in share_of(self.plan, start=self.start, worker=worker, workers=workers):
+            yield int(position), int(self.plan[position])
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return self()
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """Second stage: read, crop and augment."""
+
+    split: Split
+    seed: int
+    epoch: int
+
+    def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Sample]:
+        for position, record in positions:
+            yield training_sample(self.split, record, seed=self.seed, epoch=self.epoch, position=position)
+
+
+@dataclass(frozen=True)
+class EvaluationSamples:
+    """Second stage of an evaluation: read and crop, nothing drawn."""
+
+    split: Split
+
+    def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Sample]:
+        for position, record in positions:
+            yield evaluation_sample(self.split, record, position=position)
+
+
+def training_loader(
+    split: Split, plan: np.ndarray, *, seed: int, epoch: int, start: int, workers: int
+) -> Iterable[Sample]:
+    """Load the samples ``plan[start:]`` of an epoch in order.
+
+    Args:
+        split: the records.
+        plan: (draws,) int64 record indexes, from :func:`vshard.stream.order.plan_epoch`.
+        seed: the run's seed.
+        epoch: from 1.
+        start: samples of this epoch that were consumed before.
+        workers: processes; 0 loads in this one.
+    """
+    return _load(Positions(plan, start), TrainingSamples(split, seed, epoch), workers)
+
+
+def evaluation_loader(split: Split, *, workers: int) -> Iterable[Sample]:
+    """Load every record of ``split`` once, in order, for evaluation."""
+    return _load(Positions(np.arange(len(split)), 0), EvaluationSamples(split), workers)
+
+
+def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, workers: int) -> Iterable[Sample]:
+    pipeline = webdataset.DataPipeline(positions, stage)
+    loader: Iterable[Sample] = webdataset.WebLoader(
+        pipeline,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=False,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+        collate_fn=_as_it_is,
+    )
+    return loader
+
+
+def _one_thread(_worker: int) -> None:
+    """A worker decodes; torch's own threads in it would only take the trainer's."""
+    torch.set_num_threads(1)
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample
