@@ -20,21 +20,22 @@ class Console:
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._what, self._unit, self._total = "", "", None
+        self._task: TaskID
+        self._what = self._unit = ""
+        self._total: int | None = None
         self._started = self._logged = 0.0
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self.finish()
         self._what, self._unit = what, unit
-        self._total: int | None = total
+        self._total = total
         self._started = self._logged = time.monotonic()
         if not sys.stderr.isatty():
             self.say(f"{what}: {total if total is not None else '?'} {unit}")
             return
         from rich import console, progress
 
-        self._bar = progress.Progress(
+        bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=24),
             progress.MofNCompleteColumn(),
@@ -44,11 +45,12 @@ class Console:
             progress.TimeRemainingColumn(),
             console=console.Console(stderr=True),
         )
-        self._bar.start()
-        self._task = self._bar.add_task(what, total=total, figures="")
+        self._task = bar.add_task(what, total=total, figures="")
+        self._bar = bar
+        bar.start()
 
     def advance(self, done: int, figures: str = "") -> None:
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=figures)
             return
         now = time.monotonic()
@@ -71,7 +73,7 @@ class Console:
     def finish(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-            self._bar, self._task = None, None
+            self._bar = None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 from vshard.records.plan import FORMATS, GenerateOptions
 
 from .console import console
-from .sizes import ByteSize
+from .sizes import byte_size
 
 _DEFAULT = GenerateOptions("video", Path())
 
@@ -96,7 +96,12 @@ _DEFAULT = GenerateOptions("video", Path())
     help="Record folders, tar shards, or both.",
 )
 @click.option(
-    "--shard-size", type=ByteSize(), default="1GB", show_default=True, help="A shard's size at most."
+    "--shard-size",
+    type=byte_size,
+    metavar="SIZE",
+    default="1GB",
+    show_default=True,
+    help="A shard's size at most.",
 )
 @click.option("--overwrite", is_flag=True, help="Remove the records of this prefix, model and video first.")
 def command(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .console import console, size_text
-from .sizes import ByteSize
+from .sizes import byte_size
 
 
 @click.command()
@@ -15,7 +15,12 @@ from .sizes import ByteSize
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the shards.")
 @click.option("--name", help="Begins the shards' names; without it the source folder's name.")
 @click.option(
-    "--shard-size", type=ByteSize(), default="1GB", show_default=True, help="A shard's size at most."
+    "--shard-size",
+    type=byte_size,
+    metavar="SIZE",
+    default="1GB",
+    show_default=True,
+    help="A shard's size at most.",
 )
 def command(source: Path, output: Path, name: str | None, shard_size: int) -> None:
     """Pack record folders into tar shards.

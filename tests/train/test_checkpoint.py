@@ -211,10 +211,10 @@ def plain_zip() -> bytes:
     [
         (b"", "it is empty"),
         (bytes(range(256)) * 9, r"it begins with b'\\x00\\x01"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(99), "it begins with b'.x89PNG'"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), r"it begins with b'\\x89PNG'"),
         (plain_zip(), "damaged, cut short, or another kind of zip"),
-        (torch_file([1, 2]), "not a model file .no nunif_model, name, kwargs, state_dict"),
-        (torch_file({"state_dict": {}}), "not a model file .no nunif_model, name, kwargs."),
+        (torch_file([1, 2]), r"not a model file \(no nunif_model, name, kwargs, state_dict"),
+        (torch_file({"state_dict": {}}), r"not a model file \(no nunif_model, name, kwargs\)"),
     ],
     ids=["empty", "bytes", "png", "zip", "list", "other dict"],
 )
@@ -312,7 +312,7 @@ def test_weights_that_do_not_fit(change: Callable[[dict[str, Any]], None], found
 
 
 def test_a_model_file_cannot_be_resumed(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="no state of a training .no optimizer_state_dict.*; give"):
+    with pytest.raises(CheckpointError, match=r"no state of a training \(no optimizer_state_dict.*; give"):
         load_checkpoint(saved)
 
 

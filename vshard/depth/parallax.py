@@ -86,13 +86,14 @@ def _look(pictures: list[Floats]) -> _Sights:
     gray = [cv2.cvtColor((p * 255).astype(np.uint8), cv2.COLOR_RGB2GRAY) for p in pictures]
     texture = [_texture(g) for g in gray]
     count, (height, width) = len(gray), gray[0].shape
-    rho, trust, odd, still = np.zeros((4, count, height, width), np.float32)
+    rho, trust, odd, still, known = np.zeros((5, count, height, width), np.float32)
     drift = np.zeros((count, height, width, 2), np.float32)
     pairs = np.zeros((count, 1, 1), np.float32)
     rays = _rays(height, width)
     step = _choose_step(gray)
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    scale, last = 1.0, None
+    scale = 1.0
+    last: tuple[Floats, Floats, Floats] | None = None
     for i, j in zip(range(count - step), range(step, count), strict=True):
         flows = dis.calc(gray[i], gray[j], None), dis.calc(gray[j], gray[i], None)
         agree = _agreement(*flows), _agreement(*flows[::-1])
@@ -102,18 +103,19 @@ def _look(pictures: list[Floats]) -> _Sights:
             seen, fits, strange = _triangulate(flow, sign * camera, rays, gate)
             sure = certain * fits * np.float32(gate)
             if k == i:
-                if last is not None:
-                    scale *= _growth(*last, seen, sure, drift[i - 1])
-                last = seen, sure
+                scale *= _growth(last, (seen, sure)) if last else 1.0
+                last = seen, sure, flow / np.float32(step)
             rho[k] += seen * sure / np.float32(scale)
             trust[k] += sure
-            inside = _follow(np.ones_like(seen), flow, 0.0)
-            odd[k] += texture[k] * inside * np.maximum(strange, 1 - agree[side])
+            inside = texture[k] * _follow(np.ones_like(seen), flow, 0.0)
+            known[k] += inside
+            odd[k] += inside * np.maximum(strange, 1 - agree[side])
             still[k] += certain * np.float32(1 - gate)
             drift[k] += flow * np.float32(sign / step)
             pairs[k] += 1
     pairs = pairs.clip(1)
-    return _Sights(rho / (trust + 1e-6), trust, odd / pairs, still / pairs, drift / pairs[..., None])
+    odd = np.stack([cv2.blur(a, ODD) / (cv2.blur(b, ODD) + np.float32(EVID)) for a, b in zip(odd, known, strict=True)])
+    return _Sights(rho / (trust + 1e-6), trust, odd, still / pairs, drift / pairs[..., None])
 
 
 def _choose_step(gray: list[Any]) -> int:
@@ -138,7 +140,9 @@ def _texture(gray: Any) -> Floats:
 def _follow(image: Floats, flow: Floats, outside: float | None = None) -> Floats:
     """What ``image`` shows where ``flow`` leads, by default its border continued outside."""
     height, width = flow.shape[:2]
-    at = flow + np.dstack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)))
+    at = flow + np.dstack(
+        np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    )
     border = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT
     moved = cv2.remap(image, at, None, cv2.INTER_LINEAR, borderMode=border, borderValue=(outside or 0,) * 4)
     return np.asarray(moved, np.float32)
@@ -165,8 +169,12 @@ def _camera(flow: Floats, certain: Floats, rays: tuple[Floats, Floats, np.float3
     estimation, 1999). The best heading is then refined five times. With gate 0 the heading is (1, 0, 0).
     """
     height, width = certain.shape
-    grid = np.ix_(*((np.linspace(0.02, 0.98, n) * size).astype(int) for n, size in ((22, height), (38, width))))
-    x, y, weight = (a[grid].ravel().astype(np.float64) for a in (rays[0], rays[1], certain + np.float32(1e-3)))
+    grid = np.ix_(
+        *((np.linspace(0.02, 0.98, n) * size).astype(int) for n, size in ((22, height), (38, width)))
+    )
+    x, y, weight = (
+        a[grid].ravel().astype(np.float64) for a in (rays[0], rays[1], certain + np.float32(1e-3))
+    )
     moves = flow[grid].reshape(-1, 2).astype(np.float64) / rays[2]
     sigma = FLOW_NOISE_PX / rays[2] + 0.02 * np.median(np.hypot(*moves.T))
     # rows of Longuet-Higgins and Prazdny's matrix: flow of the point (x, y, 1) by unit turns
@@ -187,7 +195,20 @@ def _camera(flow: Floats, certain: Floats, rays: tuple[Floats, Floats, np.float3
         nearby = np.concatenate([heading[None], heading + radius * circle, heading + radius / 2 * circle])
         cost, signed, turn = _try_headings(nearby, *points, sigma)
         heading, radius = signed[cost.argmin()], radius * 0.45
-    return _with_gate(np.concatenate([heading, turn[cost.argmin()]]), points, sigma, float(rays[2]))
+    camera = np.concatenate([heading, turn[cost.argmin()]])
+
+    robust = weight
+    for _ in range(10):  # the same points, did the camera only turn
+        matrix = np.einsum("nki,n,nkj->ij", turns, robust, turns) + 1e-9 * np.eye(3)
+        only = np.linalg.solve(matrix, np.einsum("nki,n,nk->i", turns, robust, moves))
+        rest = np.hypot(*(moves - turns @ only).T)
+        robust = weight / (1 + (rest / sigma) ** 2) ** 2
+    along = points[0] * heading[2] - heading[:2]
+    miss = np.cross(moves - turns @ camera[3:], along) / (np.hypot(*along.T) + 1e-9)
+    good = (weight > 0.2) & (np.abs(miss) < sigma)
+    parallax = float(np.percentile(rest[good], 80) * rays[2]) if good.mean() > 0.05 else 0.0
+    gate = min(max((parallax / FLOW_NOISE_PX - 2) / 2, 0.0), 1.0)
+    return (camera if gate > 0 else np.concatenate([[1, 0, 0], only])), gate
 
 
 def _try_headings(
@@ -211,3 +232,205 @@ def _try_headings(
     sign = np.where((robust * forward / (np.abs(forward) + sigma)).sum(1) >= 0, 1.0, -1.0)[:, None]
     miss = rest**2 + np.minimum(forward * sign, 0) ** 2  # behind the camera: as wrong as it is far
     return (weight * miss / (miss + sigma**2)).sum(1), headings * sign, turn
+
+
+def _triangulate(
+    flow: Floats, camera: Doubles, rays: tuple[Floats, Floats, np.float32], gate: float
+) -> tuple[Floats, Floats, Floats]:
+    """Inverse depth, how well flow and camera agree in [0, 1], and 1 where they surely do not; all (h, w)."""
+    ahead_x, ahead_y, ahead_z, turn_x, turn_y, turn_z = camera.astype(np.float32)
+    x, y, focal = rays
+    flow_x = flow[..., 0] / focal - (x * y * turn_x - (1 + x * x) * turn_y + y * turn_z)
+    flow_y = flow[..., 1] / focal - ((1 + y * y) * turn_x - x * y * turn_y - x * turn_z)
+    along_x, along_y = x * ahead_z - ahead_x, y * ahead_z - ahead_y
+    length2 = along_x**2 + along_y**2 + np.float32(1e-8)
+    along = flow_x * along_x + flow_y * along_y
+    across = flow_x * along_y - flow_y * along_x
+    miss2 = (across**2 + np.minimum(along, 0) ** 2) / length2 * focal**2
+    noise2 = (FLOW_NOISE_PX + FLOW_NOISE_SHARE * np.hypot(flow[..., 0], flow[..., 1])) ** 2
+    fits = length2 / (length2 + np.float32(0.01)) * np.exp(-miss2 / (2 * noise2))  # little near the heading
+    strange = miss2 + np.float32(1 - gate) * along**2 / length2 * focal**2 > 9 * noise2
+    return np.maximum(along / (length2 + np.float32(1e-3)), 0), fits, strange.astype(np.float32)
+
+
+def _growth(last: tuple[Floats, Floats, Floats], now: tuple[Floats, Floats]) -> float:
+    """By what factor the scale of inverse depth changed from one frame to the next."""
+    (before, sure, drift), after, sure_after = last, _follow(now[0], last[2]), _follow(now[1], last[2])
+    good = (sure * sure_after > 0.1) & (before > 1e-6) & (after > 1e-6)
+    if good.sum() < 100:
+        return 1.0
+    return float(np.exp(np.median(np.log(after[good] / before[good])).clip(-1, 1)))
+
+
+# ---- where the flow tells nothing
+
+
+def _scaled(sights: _Sights) -> _Sights:
+    """Scale inverse depth so that near things have about 1; distrust what is nearer than can be.
+
+    Where the lower edge shows ground, its inverse depth is 1, and what seems more than ``NEAREST`` times as near
+    moves by itself along the camera's way. Otherwise 1 is the 98th percentile.
+    """
+    rho, trust, odd, height = sights.rho, sights.trust, sights.odd, sights.rho.shape[1]
+
+    def middle(rows: slice) -> float:
+        values = rho[:, rows, ::4][trust[:, rows, ::4] > 0.2]
+        return float(np.median(values)) if len(values) > 50 else 0.0
+
+    top = middle(slice(height * 9 // 10, None))
+    if top > 2 * middle(slice(height // 3, height // 2)):
+        far_too_near = rho > NEAREST * top
+        odd = np.maximum(odd, far_too_near * (trust > 0.2))
+        trust = np.where(far_too_near, 0, trust)
+    else:
+        sure = rho[:, ::4, ::4][trust[:, ::4, ::4] > 0.2]
+        top = max(float(np.percentile(sure, 98)), 1e-9) if len(sure) > 50 else 1.0
+    odd = cv2.blur(odd.reshape(len(odd), -1), (1, 5), borderType=cv2.BORDER_REPLICATE).reshape(odd.shape)
+    return sights._replace(rho=np.minimum(rho / np.float32(top), NEAREST), trust=trust, odd=odd)
+
+
+def _ground(sights: _Sights) -> tuple[Floats, float]:
+    """Fit inverse depth by rows: constant down to a horizon, from there linear to the lower edge.
+
+    Returns (h,) float32 and the horizon's row. Without trusted depth it is 0.1 down to 0.4 of the height, then
+    rises to 0.9, as for a level camera.
+    """
+    height = sights.rho.shape[1]
+    y = np.linspace(0, 1, height)
+    weight = sights.trust.mean((0, 2), dtype=np.float64) + 1e-9
+    rows = (sights.trust * sights.rho).mean((0, 2), dtype=np.float64) / weight
+    best = math.inf, 0.0, 0.0, 0.0
+    for horizon in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+        rise = np.maximum(y - horizon, 0) / (1 - horizon)
+        basis = np.stack([np.ones(height), rise], 1)
+        matrix = (basis * weight[:, None]).T @ basis + 2 * np.eye(2)
+        far, slope = np.linalg.solve(matrix, (basis * weight[:, None]).T @ rows + 2 * np.array([0.1, 0.8]))
+        slope = max(slope, 0.1)
+        miss = (weight * (rows - far - slope * rise) ** 2).sum()
+        miss += 2 * ((far - 0.1) ** 2 + (slope - 0.8) ** 2) + 0.1 * (horizon - 0.4) ** 2
+        best = min(best, (miss, max(far, 0.0), slope, horizon))
+    _, far, slope, horizon = best
+    return (far + slope * np.maximum(y - horizon, 0) / (1 - horizon)).astype(np.float32), horizon * height
+
+
+ODD=(21,21)
+OPEN=9
+REST=0.05
+MT=0.7
+EVID=0.2
+COMPACT=0.7
+RING=1
+
+
+def _stand(sights: _Sights, k: int, ground: Floats, horizon: float) -> tuple[Floats, Floats, Floats]:
+    rho, trust, still = sights.rho[k].copy(), sights.trust[k].copy(), sights.still[k].copy()
+    mask = (sights.odd[k] > 0.5).astype(np.uint8)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (OPEN, OPEN)))
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(mask)
+    for label in range(1, count):
+        left, top, width, height, area = boxes[label]
+        box = slice(top, top + height), slice(left, left + width)
+        inside = labels[box] == label
+        compact = area > COMPACT * width * height
+        if not 0.002 < area / mask.size < 0.4 or not (compact or top < horizon):
+            continue
+        bottoms = height - 1 - inside[::-1].argmax(0)
+        foot = int(np.median(np.repeat(bottoms, inside.sum(0)))) + top
+        near = ground[foot]
+        if RING:
+            ring = ~inside & (trust[box] > 0.2)
+            if ring.sum() > 50:
+                near = max(near, 1.05 * np.percentile(rho[box][ring], 80))
+        rho[box][inside], trust[box][inside], still[box][inside] = near, MT, 0
+    return rho, trust, still
+
+
+def _fill(picture: Floats, rho: Floats, trust: Floats, still: Floats, ground: Floats) -> Floats:
+    """Spread trusted depth over like colours, from wide to narrow; what remains is ground."""
+    depth = ground
+    rest = REST + 0.2 * still
+    weight = trust
+    for radius, shrink, smooth in FILTERS:
+        mixed = (weight * rho + rest * depth) / (weight + rest)
+        depth = _guided(picture, mixed, weight + rest, radius // shrink, shrink, smooth)
+        weight = trust / (1 + ((rho - depth) / np.float32(0.1)) ** 2)
+    return ((weight * rho + np.float32(0.1) * depth) / (weight + np.float32(0.1))).clip(0, NEAREST)
+
+
+def _guided(
+    picture: Floats, values: Floats, weight: Floats, radius: int, shrink: int, smooth: float
+) -> Floats:
+    """Filter ``values`` (h, w) by the colours of ``picture``, each pixel with its weight.
+
+    The guided filter with a colour guide (He, Sun and Tang, 2010, eq. 14-16), fitted on a picture made smaller
+    (He and Sun, Fast guided filter, 2015), by weighted instead of plain means.
+    """
+    height, width = values.shape
+    size = max(width // shrink, 1), max(height // shrink, 1)
+    heavy = cv2.resize(weight, size, interpolation=cv2.INTER_AREA)
+    target = cv2.resize(values * weight, size, interpolation=cv2.INTER_AREA) / heavy
+    guide = cv2.split(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    window = (2 * radius + 1, 2 * radius + 1)
+    total = cv2.blur(heavy, window, borderType=cv2.BORDER_REFLECT)
+
+    def mean(a: Floats) -> Floats:
+        return np.asarray(cv2.blur(a * heavy, window, borderType=cv2.BORDER_REFLECT) / total, np.float32)
+
+    means, level = [mean(c) for c in guide], mean(target)
+    p, q, r = (mean(c * target) - m * level for c, m in zip(guide, means, strict=True))
+    xx, xy, xz, yy, yz, zz = (
+        mean(guide[i] * guide[j]) - means[i] * means[j] + np.float32(smooth * (i == j))
+        for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+    )
+    # the symmetric 3×3 system by cofactors
+    a, b, c = yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy
+    d, e, f = xx * zz - xz * xz, xy * xz - xx * yz, xx * yy - xy * xy
+    scale = 1 / (xx * a + xy * b + xz * c)
+    slopes = [
+        (a * p + b * q + c * r) * scale,
+        (b * p + d * q + e * r) * scale,
+        (c * p + e * q + f * r) * scale,
+    ]
+    offset = level - sum(s * m for s, m in zip(slopes, means, strict=True))
+    lines = cv2.resize(cv2.merge([mean(v) for v in (*slopes, offset)]), (width, height))
+    return np.asarray((lines[..., :3] * picture).sum(-1) + lines[..., 3], np.float32)
+
+
+def _steady(depths: list[Floats], pictures: list[Floats], drift: Floats) -> list[Floats]:
+    """Average along the flow, once forward and once backward, where the colours agree."""
+
+    def run(order: list[int], sign: int) -> dict[int, Floats]:
+        done = {order[0]: depths[order[0]]}
+        for before, now in zip(order, order[1:], strict=False):
+            moved = _follow(np.dstack([pictures[before], done[before]]), np.float32(sign) * drift[now])
+            share = 0.6 * np.exp(-((moved[..., :3] - pictures[now]) ** 2).sum(-1) / 0.01)
+            done[now] = depths[now] + share * (moved[..., 3] - depths[now])
+        return done
+
+    order = list(range(len(depths)))
+    forward, backward = run(order, -1), run(order[::-1], 1)
+    return [(forward[k] + backward[k]) / 2 for k in order]
+
+
+def _sharpen(depth: Floats, picture: Floats) -> Floats:
+    """Make depth's slopes steps, and lay them where the picture's colours part.
+
+    On a slope each pixel joins the near or the far side, whichever has the likelier colours around (a normal
+    distribution each, fitted in a window), with its own depth as a prior.
+    """
+    window = np.ones((9, 9), np.uint8)
+    near, far = cv2.dilate(depth, window), cv2.erode(depth, window)
+    span = near - far
+    place = (depth - far) / (span + np.float32(1e-6))
+    odds = 12 * (place - 0.5)
+    for sign in (1, -1):
+        side = ((sign * (place - 0.5) - 0.2) * 5).clip(0, 1) * (span > 0.03) + np.float32(1e-3)
+        total = cv2.blur(side, (25, 25))[..., None]
+        mean = cv2.blur(picture * side[..., None], (25, 25)) / total
+        spread = (cv2.blur(picture**2 * side[..., None], (25, 25)) / total - mean**2).clip(0) + np.float32(
+            2e-4
+        )
+        odds -= sign * 0.5 * ((picture - mean) ** 2 / spread + np.log(spread)).sum(-1)
+    vote = cv2.blur(1 / (1 + np.exp(-odds.clip(-30, 30) / 2)), (3, 3))
+    step = far + (3 * vote - 1).clip(0, 1) * span
+    return np.asarray(depth + ((span - 0.03) / 0.03).clip(0, 1) * (step - depth), np.float32)

@@ -1,7 +1,7 @@
 """Turn, resize and crop frames and masks.
 
 `rotate_and_crop` and `resize_short_side` prepare the frames of a sequence before depth is inferred;
-`best_crop` picks the square that is written, the emptiest of holes being worth least to training.
+`best_crop` picks the square that is written, since training learns nothing where there is no hole.
 Rotation samples only the pixels that are kept: 763² of 1920×1080.
 """
 
@@ -71,10 +71,8 @@ def resize_short_side(frames: Tensor, short_side: int, mode: ResizeMode) -> Tens
     height, width = frames.shape[-2:]
     if min(height, width) == short_side:
         return frames
-    if height < width:
-        size = (short_side, int(width * (short_side / height)))
-    else:
-        size = (int(height * (short_side / width)), short_side)
+    scale = short_side / min(height, width)
+    size = (short_side, int(width * scale)) if height < width else (int(height * scale), short_side)
     return F.interpolate(frames, size=size, mode=mode, align_corners=False, antialias=True)
 
 
@@ -103,5 +101,6 @@ def best_crop(mask: Tensor, size: int, generator: np.random.Generator, candidate
     crops = []
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         inside = mask[..., row : row + size, column : column + size]
+        # In float64 the sum is exact, so that ties do not depend on the number of threads.
         crops.append(Crop(row, column, float(inside.sum(dtype=torch.float64))))
     return max(crops, key=lambda crop: crop.mask_area_px)

@@ -135,9 +135,9 @@ def scan_records(file: BinaryIO, name: str, stop: int | None = None) -> tuple[tu
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  (the file is the caller's)
         while (stop is None or end < stop) and (info := tar.next()) is not None:
-            tar.members = []  # tarfile keeps every header; a long shard has hundred thousands
-            parts = split = names.split_member(info.name) if info.isreg() else None
-            if parts is None or split is None:
+            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+            parts = names.split_member(info.name) if plain else None
+            if parts is None:
                 raise ShardError(
                     f"{name}: member {info.name!r} is not a record's file (wanted KEY.json, KEY.0000_C.png, "
                     "KEY.0000_M.png); pack the records again"
@@ -190,7 +190,7 @@ def _members_inside(index: ShardIndex) -> bool:
     """Tell whether every entry of an index names a record's file inside the shard."""
     return all(
         names.split_member(names.member_name(record.key, member.file)) is not None
-        and 0 <= member.offset
+        and member.offset >= 0
         and 0 <= member.length <= MAX_FILE_BYTES
         and member.offset + member.length <= index.size_bytes
         for record in index.records

@@ -206,7 +206,7 @@ def _check_frames(split: Split, record: int) -> int:
 
 def _read_masks(split: Split, record: int, chosen: list[int]) -> np.ndarray:
     """Read the masks of the frames ``chosen``: (12, H, W) uint8."""
-    images = []
+    images: list[np.ndarray] = []
     for name, data in read_files(split, record, [(i, "M") for i in chosen]):
         image = decode_png(data, name)
         image = image if image.ndim == 2 else image[..., 0]

@@ -10,8 +10,10 @@ Cost: 9 MB and 28 MB for the small network, well under a second each.
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
+import zipfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ def save_checkpoint(
         train_kwargs: the options of the training, plain values.
         best_loss: the lowest evaluation loss so far.
         last_epoch: the last finished epoch, counted from 1.
-        progress: plain values of our own, such as the losses of each record and the position in the stream.
+        progress: plain values and tensors of our own, such as the position in the stream.
         grad_scaler: the scaler of half-precision training, if one is in use.
 
     Raises:
@@ -141,9 +143,9 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().contiguous()
     if isinstance(value, dict):
-        copy = value.copy()  # keeps an OrderedDict and the version notes that a state_dict carries
-        copy.update((key, _plain(entry, f"{where}.{key}")) for key, entry in value.items())
-        return copy
+        plain = copy.copy(value)  # keeps an OrderedDict and the version notes that a state_dict carries
+        plain.update((key, _plain(entry, f"{where}.{key}")) for key, entry in value.items())
+        return plain
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value))
     # By exact type: a NumPy float64 is a float too, but would need NumPy's code to load.
@@ -169,6 +171,10 @@ def _read(path: Path) -> dict[str, Any]:
         found = f"it begins with {magic!r}, not {_ZIP_MAGIC!r}" if magic else "it is empty"
         raise CheckpointError(f"{path}: is not a model file ({found}); {advice}")
     try:
+        # PyTorch writes checksums but does not compare them: a flipped bit would pass.
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():
+                raise zipfile.BadZipFile("wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         problem = "holds Python objects besides tensors and plain values, which are never loaded"
@@ -202,7 +208,8 @@ def _build(path: Path, content: dict[str, Any]) -> LightVideoInpaint:
         # Files of the original may leave out what the name already says.
         model = LightVideoInpaint(**{**ARCHITECTURES[name], **kwargs})
     except (TypeError, RuntimeError, OptionError) as error:
-        raise CheckpointError(f"{path}: no {name} can be built from {kwargs} ({error})") from error
+        found = f"no {name} can be built from {kwargs} ({error})"
+        raise CheckpointError(f"{path}: {found}; give an unchanged file") from error
 
     own = model.state_dict()
     problems = [f"{key} is missing" for key in own if key not in weights]

@@ -78,8 +78,9 @@ def set_training(optimizer: torch.optim.Optimizer, training: bool) -> None:
     They swap the weights of the model between the point that gradients are taken at and the average that is
     the result.
     """
-    if is_schedule_free(optimizer):
-        optimizer.train() if training else optimizer.eval()
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if switch:
+        switch()
 
 
 @dataclass(frozen=True)

@@ -31,19 +31,22 @@ from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from .losses import loss_by_name
 from .network import LightVideoInpaint, create
 from .optimize import (
-    OPTIMIZERS,
-    Optimizer,
+    CosineSchedule,
     adjusted_max_epoch,
     create_optimizer,
-    learning_rate_at,
-    weight_decay_at,
+    is_schedule_free,
+    set_epoch,
+    set_training,
 )
 from .pictures import side_by_side
 from .plan import TrainOptions
 
 NOT_FINITE_MAX = 100
+WEIGHT_DECAY_END = 0.01
 EVAL_FOLDER = "eval"
 _REPORT_EVERY_SECONDS = 1.0
+# Checkpoint entry: the weights that a schedule-free optimizer takes gradients at.
+_STEPPING = "stepping_weights"
 
 
 class TrainingError(VshardError, ArithmeticError):
@@ -62,7 +65,7 @@ class Progress:
     consumed: int = 0
     loss_sum: float = 0.0
     not_finite: int = 0
-    best_loss: float | None = None
+    best_loss: float = float("inf")
     plan: str = ""
 
 
@@ -74,7 +77,7 @@ class Trained:
     best_model: Path
     epoch: int
     train_loss: float
-    best_loss: float | None
+    best_loss: float
 
 
 def train(options: TrainOptions, report: Report) -> Trained:
@@ -95,15 +98,19 @@ class _Run:
         self.loss: Callable[[Tensor, Tensor], Tensor] = loss_by_name(options.loss)
         self.device = choose_device(options.gpu)
         self.train_split, self.eval_split, left_out = open_dataset(options.data_dir)
-        self.scheduled = (
-            not OPTIMIZERS[options.optimizer].schedule_free if options.optimizer in OPTIMIZERS else True
-        )
-        self.last_epoch = adjusted_max_epoch(options.max_epoch) if self.scheduled else options.max_epoch
-        self.model = self._first_weights()
-        self.model.to(self.device)
-        self.optimizer: Optimizer = create_optimizer(
+        self.model = self._first_weights().to(self.device)
+        self.optimizer = create_optimizer(
             options.optimizer, self.model, options.learning_rate, options.weight_decay
         )
+        self.schedule = CosineSchedule(
+            max_epoch=options.max_epoch,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            weight_decay_end=max(WEIGHT_DECAY_END, options.weight_decay),
+        )
+        self.last_epoch = options.max_epoch
+        if not is_schedule_free(self.optimizer):
+            self.last_epoch = adjusted_max_epoch(self.schedule)
         make_folder(options.model_dir / EVAL_FOLDER)
         self.checkpoint = options.model_dir / f"{self.model.name}.checkpoint.pth"
         self.best_model = options.model_dir / f"{self.model.name}.pth"
@@ -136,9 +143,9 @@ class _Run:
             eval_loss = None
             if epoch % self.options.eval_step == 0 or epoch == self.last_epoch:
                 eval_loss = self._evaluate()
-                if self.progress.best_loss is None or eval_loss < self.progress.best_loss:
+                if eval_loss < self.progress.best_loss:
                     self.progress = replace(self.progress, best_loss=eval_loss)
-                    self._save(best=True)
+                    save_model(self.best_model, self.model, self.options.plain())
             self.progress = Progress(epoch + 1, best_loss=self.progress.best_loss, plan=self.progress.plan)
             self._save()
             self._log(epoch, train_loss, eval_loss)
@@ -150,8 +157,8 @@ class _Run:
     def _train_epoch(self) -> float:
         """Train from the position in this epoch to its end; give the epoch's mean loss."""
         options, progress = self.options, self.progress
-        self._set_rates(progress.epoch)
         self._mode(training=True)
+        set_epoch(self.optimizer, self.schedule, progress.epoch)
         plan = plan_epoch(len(self.train_split), options.draws, seed=options.seed, epoch=progress.epoch)
         samples = training_loader(
             self.train_split,
@@ -227,23 +234,10 @@ class _Run:
             self.report.advance(done, f"loss {total / done:.5f}")
         return total / len(self.eval_split)
 
-    def _set_rates(self, epoch: int) -> None:
-        """Set learning rate and weight decay for an epoch; schedule-free optimizers keep theirs."""
-        if not self.scheduled:
-            return
-        options = self.options
-        rate = learning_rate_at(epoch, max_epoch=options.max_epoch, learning_rate=options.learning_rate)
-        decay = weight_decay_at(epoch, max_epoch=options.max_epoch, weight_decay=options.weight_decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-            if group["weight_decay"]:
-                group["weight_decay"] = decay
-
     def _mode(self, *, training: bool) -> None:
-        """Switch network and, where it has one, the optimizer's weights between training and evaluation."""
+        """Switch network and optimizer between taking steps and being evaluated or saved."""
         self.model.train(training)
-        if not self.scheduled:
-            (self.optimizer.train if training else self.optimizer.eval)()
+        set_training(self.optimizer, training)
 
     def _first_weights(self) -> LightVideoInpaint:
         """Give the network to start with: the last checkpoint's, --checkpoint-file's, or fresh."""
@@ -279,6 +273,8 @@ class _Run:
                 )
             self.optimizer.load_state_dict(content["optimizer_state_dict"][0])
             position = Progress(**stored["progress"])
+            if stored[_STEPPING]:
+                self._take_stepping(stored[_STEPPING])
         except (KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -308,12 +304,11 @@ class _Run:
                     f"{path} is of an older run: kept as {kept.name} (--resume would go on with it)"
                 )
 
-    def _save(self, *, best: bool = False) -> None:
-        """Write the checkpoint, or the best model with its evaluation weights."""
-        if best:
-            save_model(self.best_model, self.model)
-            return
-        self._mode(training=True)
+    def _save(self) -> None:
+        """Write the checkpoint without changing a bit of what the next step starts from."""
+        in_training = is_schedule_free(self.optimizer) and self.model.training
+        weights = {name: p.detach().clone() for name, p in self.model.named_parameters()} if in_training else {}
+        set_training(self.optimizer, False)
         save_checkpoint(
             self.checkpoint,
             self.model,
@@ -321,8 +316,17 @@ class _Run:
             train_kwargs=self.options.plain(),
             best_loss=self.progress.best_loss,
             last_epoch=self.progress.epoch - 1,
-            progress={"progress": asdict(self.progress)},
+            progress={"progress": asdict(self.progress), _STEPPING: weights},
         )
+        if in_training:
+            self._take_stepping(weights)
+
+    def _take_stepping(self, weights: dict[str, Tensor]) -> None:
+        """Put back the weights that a schedule-free optimizer steps from: going there and back is not exact."""
+        set_training(self.optimizer, True)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
 
     def _log(self, epoch: int, train_loss: float, eval_loss: float | None) -> None:
         """Tell an epoch's losses and add them to the run's CSV."""
