@@ -8,6 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+
+# Two test processes on two processors: more threads than that only get in each other's way.
+torch.set_num_threads(1)
 
 
 def moving_frames(count: int, height: int, width: int) -> np.ndarray:

@@ -79,6 +79,12 @@ def test_the_crop_with_most_hole_is_kept_and_the_first_wins(case: dict[str, Any]
         assert [crop.row, crop.column] == case["chosen_row_col"]
 
 
+@pytest.mark.parametrize("positions", [[[3, 1], [5, 0]], [[0, 4], [5, 5]], [[5, 5], [0, 0]]])
+def test_on_equal_areas_the_first_wins(positions: list[list[int]]) -> None:
+    scripted: Any = Scripted(positions)
+    assert list(best_crop(torch.ones(1, 1, 9, 9), 4, scripted, candidates=2)[:2]) == positions[0]
+
+
 def test_every_position_is_drawn_equally_often() -> None:
     mask = torch.zeros(1, 1, 7, 6)
     draws = [best_crop(mask, 4, generator(0, "crop", index), candidates=1) for index in range(6000)]

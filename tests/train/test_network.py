@@ -228,7 +228,7 @@ def test_widths_that_cannot_be_built(kwargs: dict[str, int]) -> None:
 
 
 def test_refusals_name_what_is_allowed(narrow: LightVideoInpaint) -> None:
-    with pytest.raises(OptionError, match="'tiny'; choose one of small, medium, large, inpaint"):
+    with pytest.raises(OptionError, match="'tiny'; choose one of narrow, small, medium, large, inpaint"):
         create("tiny")
     with pytest.raises(OptionError, match="12 frames at once and was given 11"):
         narrow(*clip(11, 64, 64, seed=1))

@@ -12,7 +12,6 @@ Cost at 1920×1080 on two cores: see ``benchmarks/depth.py --size 1920x1080``.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,8 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vshard.base.errors import OptionError, OutputError
-from vshard.base.seeds import generator
+from ..base.errors import OptionError, OutputError
+from ..base.files import finish_file, make_folder, part_of, writing
+from ..base.seeds import generator
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -37,6 +37,7 @@ EYE_METRES = 1.6
 FOCAL_BY_WIDTH = 0.866  # 60 degrees from side to side
 FAR_METRES = 1000.0  # sky and mountains; where the ground ends
 NEAR_METRES = 1.2  # cards nearer than this are beside or behind the camera
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 SKY_BY_VIEW = 1.25  # the sky is painted wider than the view, for the camera turns
 GROUND_TILE_METRES = 16.0
 GROUND_NEAR_METRES = 4.0  # where the ground meets the lower edge of a 16:9 picture
@@ -51,7 +52,10 @@ class RenderOptions:
 
     ``width``, ``height``: pixels, even, from 64 up. ``fps``: frames a second. ``frames``: how many.
     ``seed``: which scene. ``motion``: "pan" (the camera goes sideways), "walk" (it goes forward) or
-    "objects" (it hardly moves, some things move themselves). ``OptionError`` for a value out of range.
+    "objects" (it hardly moves, some things move themselves).
+
+    Raises:
+        OptionError: a value is out of its range.
     """
 
     width: int = 1920
@@ -93,8 +97,9 @@ def camera_pose(options: RenderOptions, frame: int) -> tuple[Matrix, Matrix]:
     turn = math.sin(2 * math.pi * seconds / 3.7)
     bob = math.sin(2 * math.pi * seconds / 0.9) * (speed_z > 0)
     angles = math.radians(0.15) * bob, math.radians(1.2) * turn, math.radians(0.35) * turn
-    rotation: Matrix = cv2.Rodrigues(np.array(angles))[0]
-    return rotation, np.array([speed_x * seconds, 0.015 * bob, speed_z * seconds])
+    return np.asarray(cv2.Rodrigues(np.array(angles))[0], np.float64), np.array(
+        [speed_x * seconds, 0.015 * bob, speed_z * seconds]
+    )
 
 
 def render_frames(options: RenderOptions) -> Iterator[tuple[Image, Floats]]:
@@ -103,10 +108,9 @@ def render_frames(options: RenderOptions) -> Iterator[tuple[Image, Floats]]:
     Yields: ``(H, W, 3) uint8`` RGB, and ``(H, W) float32`` true inverse depth in 1/metres, larger = nearer,
     never under ``1 / FAR_METRES``. The same options give the same arrays.
     """
-    rng = generator(options.seed, "render", options.width, options.height)
-    sky = _paint_sky(rng, options)
-    ground = _paint_ground(rng, options)
-    cards = _plant(rng, options)
+    sky = _paint_sky(generator(options.seed, "render", "sky"), options)
+    ground = _paint_ground(generator(options.seed, "render", "ground"), options)
+    cards = _plant(options)
     for frame in range(options.frames):
         yield _render(options, frame, sky, ground, cards)
 
@@ -114,38 +118,40 @@ def render_frames(options: RenderOptions) -> Iterator[tuple[Image, Floats]]:
 def write_clip(
     path: Path, options: RenderOptions, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Render a clip into a video file (H.264, yuv420p, BT.709, limited range); ``path`` names its container.
+    """Render a clip into a video file: H.264, yuv420p, BT.709 in limited range; its suffix names the container.
 
-    The file appears under its name only when it is whole. ``progress`` is called with (frames done, frames in
-    all) after each frame. ``OutputError`` when the file cannot be written.
+    The file appears under its name only when it is whole. ``progress`` is called with (frames done, frames in all)
+    after each frame.
+
+    Raises:
+        OutputError: no such container, or the file cannot be written.
     """
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    container_format = CONTAINERS.get(path.suffix.lower())
+    if container_format is None:
+        raise OutputError(f"cannot write {path}: a clip's name must end in one of {', '.join(CONTAINERS)}")
+    make_folder(path.parent)
+    part = part_of(path)
     try:
-        with av.open(str(part), "w") as container:
+        with writing(path), av.open(str(part), "w", format=container_format) as container:
             stream: Any = container.add_stream("libx264", rate=options.fps)
             stream.width, stream.height, stream.pix_fmt = options.width, options.height, "yuv420p"
             stream.options = {"crf": "18", "preset": "veryfast"}
             context = stream.codec_context
-            context.time_base = Fraction(1, options.fps)
             context.color_range, context.colorspace = int(ColorRange.MPEG), int(Colorspace.ITU709)
-            context.color_primaries = context.color_trc = 1  # BT.709, ITU-T H.273 tables 2 and 3
+            context.color_primaries = context.color_trc = 1  # BT.709: ITU-T H.273, tables 2 and 3
             for index, (picture, _) in enumerate(render_frames(options)):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                     format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
                 )
-                frame.pts = index
+                frame.pts, frame.time_base = index, Fraction(1, options.fps)
                 container.mux(stream.encode(frame))
                 if progress is not None:
                     progress(index + 1, options.frames)
             container.mux(stream.encode(None))
-        os.replace(part, path)
-    except (OSError, ValueError) as error:  # PyAV's errors are both, by their cause
-        raise OutputError(
-            f"{path}: the video cannot be written ({error}); check folder and suffix"
-        ) from error
+        finish_file(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -160,7 +166,8 @@ def _render(
     # rays @ (x, y, 1) = direction in the world of the ray through pixel (x, y)
     rays = rotation.T @ np.linalg.inv(lens)
 
-    sky_lens = lens + [[0, 0, (sky.shape[1] - width) / 2], [0, 0, (sky.shape[0] - height) / 2], [0, 0, 0]]
+    sky_lens = lens.copy()
+    sky_lens[:2, 2] = sky.shape[1] / 2, sky.shape[0] / 2
     picture = _warp(sky, lens @ rotation @ np.linalg.inv(sky_lens), (0, 0, width, height))
     inverse_depth = np.full((height, width), 1 / FAR_METRES, np.float32)
 
@@ -198,8 +205,7 @@ def _render(
         corners = homography @ [[0, columns, 0, columns], [0, 0, rows, rows], [1, 1, 1, 1]]
         (x0, y0), (x1, y1) = (corners[:2] / corners[2]).min(1), (corners[:2] / corners[2]).max(1)
         box = (
-            max(0, math.floor(x0)),
-            max(0, math.floor(y0)),
+            *(max(0, math.floor(v)) for v in (x0, y0)),
             min(width, math.ceil(x1)),
             min(height, math.ceil(y1)),
         )
@@ -221,30 +227,27 @@ def _row_where(plane: Matrix, x: float, value: float) -> float:
 
 def _plane_map(plane: Matrix, box: tuple[int, int, int, int]) -> Floats:
     """Values (h, w) float32 of plane · (x, y, 1) in the box (x0, y0, x1, y1)."""
-    x = (plane[0] * np.arange(box[0], box[2])).astype(np.float32)
-    y = (plane[1] * np.arange(box[1], box[3]) + plane[2]).astype(np.float32)
-    return x[None, :] + y[:, None]
+    x, y = plane[0] * np.arange(box[0], box[2]), plane[1] * np.arange(box[1], box[3]) + plane[2]
+    return np.add.outer(y.astype(np.float32), x.astype(np.float32))
 
 
 def _warp(texture: Image, homography: Matrix, box: tuple[int, int, int, int], wrap: bool = False) -> Image:
     shift = np.array([[1, 0, -box[0]], [0, 1, -box[1]], [0, 0, 1]])
     border = cv2.BORDER_WRAP if wrap else cv2.BORDER_CONSTANT
     size = box[2] - box[0], box[3] - box[1]
-    warped: Image = cv2.warpPerspective(
-        texture, shift @ homography, size, flags=cv2.INTER_LINEAR, borderMode=border
-    )
-    return warped
+    return np.asarray(cv2.warpPerspective(texture, shift @ homography, size, borderMode=border), np.uint8)
 
 
-def _plant(rng: np.random.Generator, options: RenderOptions) -> list[Card]:
+def _plant(options: RenderOptions) -> list[Card]:
     """Paint the cards and choose their places along the camera's way; far ones first."""
     focal = FOCAL_BY_WIDTH * options.width
     seconds = options.frames / options.fps
     way_x, way_z = (speed * seconds for speed in MOTIONS[options.motion])
     cards = []
-    for paint, tall, wide, kinds, near, far, gap, lift, sway in PLANTING:
+    for row, (paint, tall, wide, kinds, near, far, gap, lift, sway) in enumerate(PLANTING):
         if sway and options.motion != "objects":
             continue
+        rng, place_rng = generator(options.seed, "paint", row), generator(options.seed, "place", row)
         metres_per_px = max(near / focal, tall / (0.75 * options.width))
         rows, columns = (round(metres / metres_per_px) for metres in (tall, wide))
         haze = 1 - math.exp(-(near + far) / 2 / HAZE_METRES)
@@ -255,7 +258,7 @@ def _plant(rng: np.random.Generator, options: RenderOptions) -> list[Card]:
         else:
             places = [(0, x) for x in np.arange(-reach, reach + way_x, gap)]
         for number, (side, along) in enumerate(places):
-            jitter, depth, size = rng.random(3)
+            jitter, depth, size = place_rng.random(3)
             along += gap * 0.8 * (jitter - 0.5)
             if side:
                 x, z = side * (0.9 + wide / 2 + depth * 0.5 * near), along
@@ -272,7 +275,8 @@ def _levels(painted: Floats, haze: float) -> tuple[Image, ...]:
     levels = [_bytes(np.dstack([hazy * painted[..., 3:], painted[..., 3]]))]
     while min(levels[-1].shape[:2]) > 8:
         rows, columns = levels[-1].shape[:2]
-        levels.append(cv2.resize(levels[-1], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA))
+        half = cv2.resize(levels[-1], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA)
+        levels.append(np.asarray(half, np.uint8))
     return tuple(levels)
 
 
@@ -281,7 +285,7 @@ def _bytes(values: Floats) -> Image:
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int, cell: int, rough: float = 0.65) -> Floats:
-    """Fractal value noise (rows, columns) float32 in [0, 1]; repeats without a seam where ``cell`` divides both."""
+    """Fractal value noise (rows, columns) float32 in [0, 1], without a seam if ``cell`` divides both."""
     total = np.zeros((rows, columns), np.float32)
     weight = 1.0
     while cell >= 2:
@@ -292,13 +296,13 @@ def _noise(rng: np.random.Generator, rows: int, columns: int, cell: int, rough: 
         weight *= rough
         cell //= 2
     low, high = np.percentile(total[::3, ::3], (0.5, 99.5))
-    return ((total - np.float32(low)) / np.float32(high - low + 1e-6)).clip(0, 1)
+    return np.asarray((total - low) / (high - low + 1e-6), np.float32).clip(0, 1)
 
 
-def _tint(shade: Floats, dark: Sequence[float], light: Sequence[float]) -> Floats:
-    """Colours (rows, columns, 3) float32 between ``dark`` at shade 0 and ``light`` at shade 1."""
-    low, high = np.array(dark, np.float32), np.array(light, np.float32)
-    return low + shade[..., None] * (high - low)
+def _tint(shade: Any, dark: Any, light: Any) -> Floats:
+    """Colours (rows, columns, 3) float32: ``dark`` (3,) where shade (rows, columns) is 0, ``light`` (3,) at 1."""
+    low, high = np.asarray(dark, np.float32), np.asarray(light, np.float32)
+    return np.asarray(low + shade[..., None] * (high - low), np.float32)
 
 
 def _grid(rows: int, columns: int) -> tuple[Floats, Floats]:
@@ -310,7 +314,7 @@ def _grid(rows: int, columns: int) -> tuple[Floats, Floats]:
 def _paint_blob(
     rng: np.random.Generator, rows: int, columns: int, dark: Sequence[float], light: Sequence[float]
 ) -> Floats:
-    """A ragged heap of discs that overlap: RGBA (rows, columns, 4) float32 in [0, 1], as all painters give."""
+    """A ragged heap of discs: RGBA (rows, columns, 4) float32 in [0, 1], as from all painters of cards."""
     noise = _noise(rng, rows, columns, 2 ** max(3, round(math.log2(columns / 6))))
     y, x = _grid(rows, columns)
     wide = columns / rows
@@ -415,8 +419,8 @@ def _paint_sky(rng: np.random.Generator, options: RenderOptions) -> Image:
 def _paint_ground(rng: np.random.Generator, options: RenderOptions) -> list[Image]:
     """Grass and earth (rows, columns, 3) uint8 that repeat without a seam, for distances that double.
 
-    Columns go along x, rows along z. From one to the next columns halve and rows go to a quarter, as the size of
-    the ground in a picture does with the distance and its square: none is seen smaller than it can show.
+    Columns go along x, rows along z. From one to the next columns go to a half and rows to a quarter, as the
+    ground shrinks in a picture with the distance and its square, so that none is seen much smaller than it is.
     """
     columns = (
         2 ** round(math.log2(FOCAL_BY_WIDTH * options.width / GROUND_NEAR_METRES * GROUND_TILE_METRES)) // 2

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vshard.base.errors import OptionError
+from ..base.errors import OptionError
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -31,17 +31,11 @@ WORKING_SHORT_SIDE = 384
 SMALLEST_SIDE = 64  # smaller pictures are enlarged: the flow's pyramid needs the room
 FOCAL_BY_WIDTH = 0.9  # 58 degrees from side to side; the true angle is not known
 PARALLAX_PX = 5.0  # wanted between the paired frames, in the quarter of the picture that moves most
-FLOW_NOISE_PX, FLOW_NOISE_SHARE = (
-    0.3,
-    0.03,
-)  # the share, of the flow's length, holds the motion model's error, too
+FLOW_NOISE_PX = 0.3
+FLOW_NOISE_SHARE = 0.03  # of the flow's length, which is for the errors of the small-motion model, too
 SEARCH_DIRECTIONS = 120  # over the half sphere, about 13 degrees apart
 NEAREST = 2.0  # times as near as the ground at the lower edge; what seems nearer moves by itself
-FILTERS = (
-    (64, 8, 1e-2),
-    (24, 4, 4e-3),
-    (8, 2, 1e-3),
-)  # radius in px, how much smaller it is fitted, smoothness
+FILTERS = ((64, 8, 4e-2), (24, 4, 1.6e-2), (8, 2, 2e-3))  # radius in px, shrunk how much, smoothness
 
 
 class _Sights(NamedTuple):
@@ -60,7 +54,10 @@ def estimate_depth(frames: torch.Tensor) -> torch.Tensor:
     ``frames``: (T, 3, H, W) float32 in [0, 1], RGB, T from 1 up, in the order of time. Returns (T, 1, h, w) float32
     on the CPU, finite, in [0, ``NEAREST``], larger = nearer, without a unit, one scale for all frames; the shorter of
     h and w is ``WORKING_SHORT_SIDE``, or that of the frames if less, and the aspect is theirs. A camera that stands
-    still and a single frame give mostly the ground rule. ``OptionError`` for frames of another shape.
+    still and a single frame give mostly the ground rule.
+
+    Raises:
+        OptionError: frames of another shape.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise OptionError(f"frames have the shape {tuple(frames.shape)}: the estimator needs (T, 3, H, W)")
@@ -137,10 +134,7 @@ def _choose_step(gray: list[Any]) -> int:
 
 def _texture(gray: Any) -> Floats:
     """(h, w) in [0, 1]: how much there is for the flow to hold on to."""
-    across, down = (
-        cv2.Sobel(gray, cv2.CV_32F, 1, 0, scale=1 / 8),
-        cv2.Sobel(gray, cv2.CV_32F, 0, 1, scale=1 / 8),
-    )
+    across, down = (cv2.Sobel(gray, cv2.CV_32F, dx, 1 - dx, scale=1 / 8) for dx in (1, 0))
     energy: Floats = cv2.blur(across * across + down * down, (9, 9))
     return energy / (energy + 4)
 
@@ -162,7 +156,7 @@ def _agreement(there: Floats, back: Floats) -> Floats:
 
 
 def _squared(a: Floats) -> Floats:
-    """Sum of squares over the last axis; three times as fast as NumPy's over so short an axis."""
+    """Sum of squares over the last axis, which is short: NumPy's own sum takes several times as long."""
     return np.einsum("hwc,hwc->hw", a, a)
 
 
@@ -174,36 +168,34 @@ def _camera(flow: Floats, certain: Floats, rays: Rays) -> tuple[Doubles, float]:
     The best heading is refined five times. When the gate is 0 the turn is that of a camera that only turns.
     """
     height, width = certain.shape
-    grid = np.ix_(
-        *((np.linspace(0.02, 0.98, n) * size).astype(int) for n, size in ((22, height), (38, width)))
+    rows, columns = (
+        (np.linspace(0.02, 0.98, n) * size).astype(int) for n, size in ((22, height), (38, width))
     )
-    x, y, weight = (
-        a[grid].ravel().astype(np.float64) for a in (rays[0], rays[1], certain + np.float32(1e-3))
-    )
-    moves = flow[grid].reshape(-1, 2).astype(np.float64) / rays[2]
-    sigma = FLOW_NOISE_PX / float(rays[2]) + 0.02 * float(np.median(np.hypot(*moves.T)))
-    turns = np.stack([x * y, -(1 + x * x), y, 1 + y * y, -x * y, -x], -1).reshape(-1, 2, 3)
-    at = np.stack([x, y], -1)
+    grid = np.ix_(rows, columns)
+    x, y, weight = (a[grid].ravel().astype(np.float64) for a in (rays[0], rays[1], certain + 1e-3))
+    moves = flow[grid].reshape(-1, 2).T.astype(np.float64) / rays[2]
+    sigma = FLOW_NOISE_PX / float(rays[2]) + 0.02 * float(np.median(np.hypot(*moves)))
+    at, turns = np.stack([x, y]), np.stack([[x * y, -(1 + x * x), y], [1 + y * y, -x * y, -x]])
 
     number = np.arange(SEARCH_DIRECTIONS) + 0.5  # Fibonacci's half sphere
     z, angle = 1 - number / SEARCH_DIRECTIONS, number * math.pi * (3 - math.sqrt(5))
     headings = np.stack([np.sqrt(1 - z * z) * np.cos(angle), np.sqrt(1 - z * z) * np.sin(angle), z], -1)
-    heading, _ = _best_heading(headings, (at[::2], weight[::2], moves[::2], turns[::2]), sigma)
+    heading, _ = _best_heading(headings, at[:, ::2], weight[::2], moves[:, ::2], turns[..., ::2], sigma)
     angle = np.arange(8)[:, None] * math.pi / 4
     for radius in 0.16 * 0.45 ** np.arange(5):
         aside = np.cross(heading, np.eye(3)[np.abs(heading).argmin()])
         circle = np.cos(angle) * aside + np.sin(angle) * np.cross(heading, aside)
         headings = np.concatenate([heading[None], heading + radius * circle, heading + radius / 2 * circle])
-        heading, turn = _best_heading(headings, (at, weight, moves, turns), sigma)
+        heading, turn = _best_heading(headings, at, weight, moves, turns, sigma)
 
     robust, only = weight, turn
     for _ in range(10):  # did the camera only turn, what would remain?
-        matrix = np.einsum("nki,n,nkj->ij", turns, robust, turns) + 1e-9 * np.eye(3)
-        only = np.linalg.solve(matrix, np.einsum("nki,n,nk->i", turns, robust, moves))
-        rest = np.hypot(*(moves - turns @ only).T)
+        matrix = np.einsum("kin,n,kjn->ij", turns, robust, turns) + 1e-9 * np.eye(3)
+        only = np.linalg.solve(matrix, np.einsum("kin,n,kn->i", turns, robust, moves))
+        rest = np.hypot(*(moves - np.einsum("kin,i->kn", turns, only)))
         robust = weight / (1 + (rest / sigma) ** 2) ** 2
-    along, moved = at * heading[2] - heading[:2], moves - turns @ turn
-    across = (moved[:, 0] * along[:, 1] - moved[:, 1] * along[:, 0]) / (np.hypot(*along.T) + 1e-9)
+    along, moved = at * heading[2] - heading[:2, None], moves - np.einsum("kin,i->kn", turns, turn)
+    across = (moved[0] * along[1] - moved[1] * along[0]) / (np.hypot(*along) + 1e-9)
     good = (weight > 0.2) & (np.abs(across) < sigma)
     parallax = np.percentile(rest[good], 80) * rays[2] if good.mean() > 0.05 else 0.0
     gate = min(max((parallax / FLOW_NOISE_PX - 2) / 2, 0.0), 1.0)
@@ -211,29 +203,32 @@ def _camera(flow: Floats, certain: Floats, rays: Rays) -> tuple[Doubles, float]:
 
 
 def _best_heading(
-    headings: Doubles, points: tuple[Doubles, Doubles, Doubles, Doubles], sigma: float
+    headings: Doubles, at: Doubles, weight: Doubles, moves: Doubles, turns: Doubles, sigma: float
 ) -> tuple[Doubles, Doubles]:
-    """Of ``headings`` (D, 3) that which explains the moves best, of length 1, and the turn (3,) with it."""
-    at, weight, moves, turns = points  # (N, 2), (N,), (N, 2), (N, 2, 3): flow by unit turns
+    """Of ``headings`` (D, 3) that which explains the moves best, of length 1, and the turn (3,) with it.
+
+    ``at`` and ``moves``: (2, N), ``weight``: (N,), ``turns``: (2, 3, N), the flow by unit turns. Sums are einsum's, for
+    those of BLAS may depend on the number of threads.
+    """
     headings = headings / np.linalg.norm(headings, axis=1, keepdims=True)
-    along = at * headings[:, None, 2:] - headings[:, None, :2]
-    along /= np.sqrt(along[..., :1] ** 2 + along[..., 1:] ** 2) + 1e-9
-    rows = along[..., :1] * turns[:, 1] - along[..., 1:] * turns[:, 0]
-    seen = along[..., 0] * moves[:, 1] - along[..., 1] * moves[:, 0]
+    along_x, along_y = (at[k] * headings[:, 2:] - headings[:, k : k + 1] for k in (0, 1))
+    length = np.hypot(along_x, along_y) + 1e-9
+    along_x, along_y = along_x / length, along_y / length
+    rows = along_x[:, None] * turns[1] - along_y[:, None] * turns[0]
+    seen = along_x * moves[1] - along_y * moves[0]
     robust = np.broadcast_to(weight, seen.shape)
     for _ in range(4):  # least squares, reweighted as Geman and McClure do
-        heavy = (rows * robust[..., None]).transpose(0, 2, 1)
-        turn = np.linalg.solve(heavy @ rows + 1e-9 * np.eye(3), heavy @ seen[..., None])
-        miss = seen - (rows @ turn)[..., 0]
+        heavy = rows * robust[:, None]
+        matrix = np.einsum("din,djn->dij", heavy, rows) + 1e-9 * np.eye(3)
+        turn = np.linalg.solve(matrix, np.einsum("din,dn->di", heavy, seen)[..., None])[..., 0]
+        miss = seen - np.einsum("din,di->dn", rows, turn)
         robust = weight / (1 + (miss / sigma) ** 2) ** 2
-    turned = (turns.reshape(-1, 3) @ turn).reshape(len(headings), -1, 2)
-    forward = along[..., 0] * (moves[:, 0] - turned[..., 0]) + along[..., 1] * (moves[:, 1] - turned[..., 1])
+    turned = np.einsum("kin,di->kdn", turns, turn)
+    forward = along_x * (moves[0] - turned[0]) + along_y * (moves[1] - turned[1])
     sign = np.where((robust * forward / (np.abs(forward) + sigma)).sum(1) >= 0, 1.0, -1.0)[:, None]
-    wrong = (
-        miss**2 + np.minimum(forward * sign, 0) ** 2
-    )  # a point behind the camera is wrong by all of its move
+    wrong = miss**2 + np.minimum(forward * sign, 0) ** 2  # behind the camera: wrong by all of its move
     best = (weight * wrong / (wrong + sigma**2)).sum(1).argmin()
-    return headings[best] * sign[best], turn[best, :, 0]
+    return headings[best] * sign[best], turn[best]
 
 
 def _triangulate(flow: Floats, camera: Doubles, rays: Rays, gate: float) -> tuple[Floats, Floats, Floats]:
@@ -256,9 +251,8 @@ def _growth(before: Floats, sure: Floats, drift: Floats, after: Floats, sure_aft
     """By what factor inverse depth's scale changed between the frames that ``drift`` joins."""
     after, sure_after = _follow(after, drift), _follow(sure_after, drift)
     good = (sure * sure_after > 0.1) & (before > 1e-6) & (after > 1e-6)
-    return (
-        float(np.exp(np.median(np.log(after[good] / before[good])).clip(-1, 1))) if good.sum() > 100 else 1.0
-    )
+    ratios = after[good] / before[good] if good.sum() > 100 else np.ones(1)
+    return float(np.median(ratios).clip(0.4, 2.5))
 
 
 def _scale(sights: _Sights) -> _Sights:
@@ -295,10 +289,11 @@ def _ground(sights: _Sights) -> tuple[Floats, float]:
     rows = (sights.trust * sights.rho).mean((0, 2), dtype=np.float64) / weight
     fits = []
     for horizon in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
-        basis = np.stack([np.ones(height), np.maximum(y - horizon, 0) / (1 - horizon)], 1)
-        heavy = (basis * weight[:, None]).T
-        far, rise = np.linalg.solve(heavy @ basis + 2 * np.eye(2), heavy @ rows + (0.2, 1.6))
-        line = basis @ (max(far, 0), max(rise, 0.1))
+        basis = np.stack([np.ones(height), np.maximum(y - horizon, 0) / (1 - horizon)])
+        matrix = np.einsum("in,n,jn->ij", basis, weight, basis) + 2 * np.eye(2)
+        sums = np.einsum("in,n,n->i", basis, weight, rows) + np.array([0.2, 1.6])
+        far, rise = np.linalg.solve(matrix, sums)
+        line = max(far, 0) * basis[0] + max(rise, 0.1) * basis[1]
         guess = 2 * ((far - 0.1) ** 2 + (rise - 0.8) ** 2) + 0.1 * (horizon - 0.4) ** 2
         fits.append(((weight * (rows - line) ** 2).sum() + guess, horizon, line))
     _, horizon, line = min(fits, key=lambda fit: fit[:2])
@@ -341,9 +336,7 @@ def _fill(picture: Floats, rho: Floats, trust: Floats, still: Floats, ground: Fl
     return ((weight * rho + np.float32(0.1) * depth) / (weight + np.float32(0.1))).clip(0, NEAREST)
 
 
-def _guided(
-    picture: Floats, values: Floats, weight: Floats, radius: int, shrink: int, smooth: float
-) -> Floats:
+def _guided(picture: Floats, values: Floats, weight: Floats, radius: int, shrink: int, smooth: float) -> Any:
     """Filter ``values`` (h, w) by the colours of ``picture``, each pixel by its weight.
 
     The guided filter with a guide in colour (He, Sun and Tang, 2010, section 3.5) with weighted means, fitted on a
@@ -369,15 +362,10 @@ def _guided(
     a, b, c = yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy  # cofactors of the symmetric 3×3 matrix
     d, e, f = xx * zz - xz * xz, xy * xz - xx * yz, xx * yy - xy * xy
     scale = 1 / (xx * a + xy * b + xz * c)
-    slopes = [
-        (a * p + b * q + c * r) * scale,
-        (b * p + d * q + e * r) * scale,
-        (c * p + e * q + f * r) * scale,
-    ]
+    slopes = [(i * p + j * q + k * r) * scale for i, j, k in ((a, b, c), (b, d, e), (c, e, f))]
     offset = level - sum(s * m for s, m in zip(slopes, means, strict=True))
     lines = cv2.resize(cv2.merge([mean(line * heavy) for line in (*slopes, offset)]), (width, height))
-    filtered: Floats = np.einsum("hwc,hwc->hw", lines[..., :3], picture) + lines[..., 3]
-    return filtered
+    return np.einsum("hwc,hwc->hw", lines[..., :3], picture) + lines[..., 3]
 
 
 def _steady(depths: list[Floats], pictures: list[Floats], drift: Floats) -> list[Floats]:
@@ -411,9 +399,8 @@ def _sharpen(depth: Floats, picture: Floats) -> Floats:
         side = ((sign * (place - 0.5) - 0.2) * 5).clip(0, 1) * (span > 0.03) + np.float32(1e-3)
         total = cv2.blur(side, (25, 25))[..., None]
         mean = cv2.blur(picture * side[..., None], (25, 25)) / total
-        spread = (cv2.blur(squares * side[..., None], (25, 25)) / total - mean * mean).clip(0) + np.float32(
-            2e-4
-        )
+        spread = cv2.blur(squares * side[..., None], (25, 25)) / total - mean * mean
+        spread = spread.clip(0) + np.float32(2e-4)
         cost = (picture - mean) ** 2 / spread + np.log(spread)
         odds -= sign * 0.5 * (cost[..., 0] + cost[..., 1] + cost[..., 2])
     vote = cv2.blur(1 / (1 + np.exp(-odds.clip(-30, 30) / 2)), (3, 3))

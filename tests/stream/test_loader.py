@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making import make_record
+
+from vshard.base.errors import DatasetError
+from vshard.base.report import Silent
+from vshard.records.record import write_record
+from vshard.shards.pack import pack
+from vshard.stream.loader import evaluation_loader, training_loader
+from vshard.stream.order import plan_epoch
+from vshard.stream.sheet import write_sheet
+from vshard.stream.split import open_dataset, open_split
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("split") / "train"
+    for number in range(4):
+        write_record(root, make_record(f"a_{number:06d}", size=256, frames=12 + number, seed=number))
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    pack(folders, root, name="train", shard_bytes=3_000_000, report=Silent())
+    assert len(list(root.glob("*.tar"))) > 1
+    return root
+
+
+def drawn(root: Path, *, workers: int, start: int = 0, epoch: int = 1) -> list[tuple[str, int, bytes, bytes]]:
+    split = open_split(root)
+    plan = plan_epoch(len(split), 7, seed=3, epoch=epoch)
+    loader = training_loader(split, plan, seed=3, epoch=epoch, start=start, workers=workers)
+    return [(s.key, s.position, s.rgb.tobytes(), s.hole.tobytes()) for s in loader]
+
+
+def test_samples_do_not_depend_on_workers_or_on_folders_or_shards(folders: Path, shards: Path) -> None:
+    alone = drawn(shards, workers=0)
+    assert [position for _, position, _, _ in alone] == list(range(7))
+    assert drawn(folders, workers=0) == alone
+    assert drawn(shards, workers=1) == alone
+    assert drawn(shards, workers=2) == alone
+    assert drawn(shards, workers=2, start=4) == alone[4:]
+    assert drawn(shards, workers=0, epoch=2) != alone
+
+
+def test_evaluation_sees_every_record_once(shards: Path) -> None:
+    split = open_split(shards)
+    keys = [sample.key for sample in evaluation_loader(split, workers=2)]
+    assert keys == split.keys.tolist()
+
+
+def test_a_record_in_both_forms_counts_once(folders: Path, shards: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(folders, both)
+    for path in shards.glob("train-*"):
+        shutil.copy(path, both)
+    write_record(both, make_record("z_000000", size=256))
+    split = open_split(both)
+    assert split.keys.tolist() == [*open_split(shards).keys.tolist(), "z_000000"]
+    assert (split.shard[:4] >= 0).all()
+    assert split.shard[4] == -1
+
+
+def test_records_of_eval_are_left_out_of_train(folders: Path, shards: Path, tmp_path: Path) -> None:
+    # The guide's quick way: move a folder from train/ to eval/; its copy in the shard stays.
+    shutil.copytree(shards, tmp_path / "train")
+    shutil.copytree(folders / "a_000002", tmp_path / "eval" / "a_000002")
+    train, evaluation, left_out = open_dataset(tmp_path)
+    assert train.keys.tolist() == ["a_000000", "a_000001", "a_000003"]
+    assert (evaluation.keys.tolist(), left_out) == (["a_000002"], 1)
+    assert [train.frame_count(i) for i in range(3)] == [12, 13, 15]
+    plan = np.array([0, 1, 2])
+    kept = [s.key for s in training_loader(train, plan, seed=1, epoch=1, start=0, workers=0)]
+    assert kept == train.keys.tolist()
+
+
+def test_the_same_record_in_two_shards_is_an_error(folders: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        pack(folders, tmp_path / "train", name=name, shard_bytes=10**9, report=Silent())
+    with pytest.raises(DatasetError, match="is in one-000000.tar too"):
+        open_split(tmp_path / "train")
+
+
+def test_nothing_to_train_on(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders, tmp_path / "train")
+    shutil.copytree(folders, tmp_path / "eval")
+    with pytest.raises(DatasetError, match="every record is in eval/ too"):
+        open_dataset(tmp_path)
+
+
+def test_a_sheet_shows_the_records(shards: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert write_sheet(shards, tmp_path / "sheet.png", 3) == 3
+    picture = np.array(Image.open(tmp_path / "sheet.png"))
+    assert picture.shape == (3 * (256 + 18), 5 * 256, 3)
+    masks = picture[18:274, 4 * 256 :]
+    assert set(np.unique(masks)) <= {0, 128, 255}
+    pink = (picture[18:274, :256, 2].astype(int) - picture[18:274, :256, 1]) > 60
+    assert pink.any()
