@@ -15,12 +15,12 @@ import torch
 
 from vshard.base.errors import OptionError
 from vshard.clips.render import RenderOptions, render_frames
-from vshard.depth.parallax import NEAREST, WORKING_SHORT_SIDE, _guided, estimate_depth
+from vshard.depth.parallax import NEAREST, WORKING_SHORT_SIDE, _fill, _guided, estimate_depth
 
 
-def rendered(motion: str, seed: int, frames: int = 12) -> tuple[torch.Tensor, np.ndarray]:
-    """Frames (T, 3, 288, 512) in [0, 1] and true inverse depth (T, 288, 512), from a clip's second half second."""
-    options = RenderOptions(width=512, height=288, frames=frames, seed=seed, motion=motion)
+def rendered(motion: str, seed: int, frames: int = 12, fps: int = 30) -> tuple[torch.Tensor, np.ndarray]:
+    """Frames (T, 3, 288, 512) in [0, 1] and true inverse depth (T, 288, 512)."""
+    options = RenderOptions(512, 288, fps=fps, frames=frames, seed=seed, motion=motion)
     pictures, depths = zip(*render_frames(options), strict=True)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255, np.stack(depths)
 
@@ -74,6 +74,43 @@ def test_it_is_steady_over_the_sequence(estimated: tuple[torch.Tensor, np.ndarra
         assert abs(np.median(after) / np.median(before) - 1) < 0.1
         change = np.abs(after - before).mean() / depth.std()
         assert change < 0.05 + 1.5 * np.abs(truly_after - truly).mean() / truth.std()
+
+
+def test_things_that_move_along_the_cameras_way_do_not_seem_nearest() -> None:
+    """Carts and balloons overtake a camera that creeps sideways: taken for parallax they would dwarf the rest."""
+    frames, truth = rendered("objects", seed=2, frames=16)
+    depth = estimate_depth(frames)[:, 0].numpy()
+    assert np.median([spearman(d[::4, ::4], t[::4, ::4]) for d, t in zip(depth, truth, strict=True)]) > 0.85
+
+
+def test_a_slow_camera_is_looked_at_over_more_frames() -> None:
+    frames, truth = rendered("pan", seed=1, frames=12, fps=200)
+    depth = estimate_depth(frames)[:, 0].numpy()
+    assert np.median([spearman(d[::4, ::4], t[::4, ::4]) for d, t in zip(depth, truth, strict=True)]) > 0.9
+
+
+def test_a_camera_that_speeds_up_does_not_change_the_scale() -> None:
+    at = [0, 1, 2, 3, 5, 7, 9, 12, 15, 18]
+    frames, truth = rendered("pan", seed=1, frames=19)
+    depth = estimate_depth(frames[at])[:, 0].numpy()
+    slopes = [
+        np.polyfit(t[::4, ::4].ravel(), d[::4, ::4].ravel(), 1)[0]
+        for d, t in zip(depth, truth[at], strict=True)
+    ]
+    assert max(slopes) / min(slopes) < 1.25
+
+
+def test_untrusted_places_take_the_depth_of_their_colour() -> None:
+    """Two colours with a winding border; a few places of each are trusted, and tell the depth of all of it."""
+    y, x = np.mgrid[0:96, 0:128]
+    red = x + 12 * np.sin(y / 9) > 64
+    picture = np.where(red[..., None], (0.8, 0.2, 0.2), (0.2, 0.5, 0.3)).astype(np.float32)
+    wanted = np.where(red, 0.9, 0.4)
+    trust = (np.random.default_rng(3).random((96, 128)) < 0.2).astype(np.float32)
+    rho = np.where(trust > 0, wanted, 0).astype(np.float32)
+    ground = np.full((96, 1), 0.1, np.float32)
+    depth = _fill(picture, rho, trust, np.zeros_like(rho), ground)
+    assert np.abs(depth - wanted).mean() < 0.04
 
 
 def test_the_same_frames_give_the_same_bytes(estimated: tuple[torch.Tensor, np.ndarray, np.ndarray]) -> None:

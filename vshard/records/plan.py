@@ -14,8 +14,9 @@ from . import names
 # What training takes of a record: 12 frames, crops of 256 pixels (facts of the original, section 7).
 SEQ_MIN = 12
 SIZE_MIN_PX = 256
-# Shorter of the two short sides that frames are resized to: no crop can be larger.
-SIZE_MAX_PX = 720
+# Frames are resized to a short side of 720 or 1080, and a square can come out a pixel short of it (facts of the
+# original, section 12): no larger crop fits every sequence.
+SIZE_MAX_PX = 719
 FORMATS = ("both", "dirs", "shards")
 DEFAULT_SHARD_BYTES = 1_000_000_000
 

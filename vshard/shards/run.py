@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..base.devices import choose_device
 from ..base.errors import OptionError, OutputError, RecordError, VshardError
 from ..base.files import make_folder, part_of, write_file, writing
 from ..base.report import Report
@@ -62,6 +63,7 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
     """
     info = probe(Path(options.video))
     sequences = plan_run(info, options)
+    choose_device(options.gpu)
     open_depth_model(options.model_type, options.resolution)
     make_folder(options.output)
     state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
@@ -73,6 +75,9 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
         if state.complete:
             report.say(f"{options.stem}: already finished, nothing to do")
             return state
+        if not state_path.exists():
+            # From here on there may be records, and this says whose they are.
+            write_file(state_path, state.to_bytes())
         if state.finished:
             report.say(f"{options.stem}: going on after {state.finished} of {state.planned} sequences")
         return _run(state, state_path, options, info, report)
