@@ -54,6 +54,9 @@ def vshard() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    # Torch's threads spin while they wait for each other; beside loader processes or any other work that makes
+    # steps on the CPU several times slower (benchmarks/LOG.md). It has to be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

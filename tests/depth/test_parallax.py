@@ -15,7 +15,7 @@ import torch
 
 from vshard.base.errors import OptionError
 from vshard.clips.render import RenderOptions, render_frames
-from vshard.depth.parallax import NEAREST, WORKING_SHORT_SIDE, _fill, _guided, estimate_depth
+from vshard.depth.parallax import NEAREST, WORKING_SHORT_SIDE, _fill, _guided, _texture, estimate_depth
 
 
 def rendered(motion: str, seed: int, frames: int = 12, fps: int = 30) -> tuple[torch.Tensor, np.ndarray]:
@@ -237,3 +237,11 @@ def test_the_guided_filter_equals_a_plain_one() -> None:
     mean = cv2.blur(lines * weight[..., None], (5, 5), borderType=cv2.BORDER_REFLECT) / heavy
     wanted = (mean[..., :3] * picture).sum(-1) + mean[..., 3]
     assert np.abs(_guided(picture, values, weight, radius, 1, smooth) - wanted).max() < 1e-3
+
+
+def test_only_what_has_texture_is_trusted() -> None:
+    rng = np.random.default_rng(6)
+    gray = np.full((40, 80), 90, np.uint8)
+    gray[:, 40:] = rng.integers(0, 255, (40, 40))
+    texture = _texture(gray)
+    assert texture[:, :30].max() < 0.01 and texture[:, 50:].min() > 0.8

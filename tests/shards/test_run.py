@@ -82,8 +82,8 @@ def test_killed_at_any_write_and_run_again_equals_unbroken(
     real = {name: getattr(files, name) for name in ("sync_file", "sync_folder", "part_of")}
     left = -1
 
-    def dying(name: str):  # noqa: ANN202
-        def call(path: Path):  # noqa: ANN202
+    def dying(name: str):
+        def call(path: Path):
             nonlocal left
             left -= 1
             if left == 0:

@@ -32,7 +32,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_workers_share_what_is_left_without_loss(length: int, start: int, workers: int) -> None:
     plan = np.arange(length)
     shares = [share_of(plan, start=start, worker=w, workers=workers).tolist() for w in range(workers)]
-    assert sorted(sum(shares, [])) == list(range(start, length))
+    assert sorted(position for share in shares for position in share) == list(range(start, length))
     # Taken by turns, the shares give the plan's order back.
     turns = [share[i] for i in range(length) for share in shares if i < len(share)]
     assert turns == list(range(start, length))

@@ -103,7 +103,7 @@ def test_draws_follow_the_odds(split: Split) -> None:
     assert abs(share["scaled"] - 0.475) < 4 * np.sqrt(0.25 / 400)
     assert abs(share["gray"] - 0.025) < 4 * np.sqrt(0.025 / 400)
     assert all(
-        ((0.7 <= s.scale) & (s.scale <= 1) & (s.bias >= 0) & (s.bias <= 1 - s.scale + 1e-6)).all()
+        ((s.scale >= 0.7) & (s.scale <= 1) & (s.bias >= 0) & (s.bias <= 1 - s.scale + 1e-6)).all()
         for s in samples
     )
 

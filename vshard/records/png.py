@@ -14,7 +14,7 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
-from isal import igzip_lib, isal_zlib
+from isal import isal_zlib
 
 from ..base.errors import RecordError
 
@@ -141,7 +141,7 @@ def _decode_up(header: _Header, body: memoryview, stop: int, name: str) -> np.nd
     stride = header.width * channels + 1
     try:
         raw = isal_zlib.decompressobj().decompress(body, stop * stride)
-    except igzip_lib.IsalError as error:
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub calls the class an instance
         raise RecordError(f"{name}: damaged ({error}); make or fetch the record again") from error
     if len(raw) != stop * stride:
         raise RecordError(

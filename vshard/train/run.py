@@ -307,7 +307,9 @@ class _Run:
     def _save(self) -> None:
         """Write the checkpoint without changing a bit of what the next step starts from."""
         in_training = is_schedule_free(self.optimizer) and self.model.training
-        weights = {name: p.detach().clone() for name, p in self.model.named_parameters()} if in_training else {}
+        weights = (
+            {name: p.detach().clone() for name, p in self.model.named_parameters()} if in_training else {}
+        )
         set_training(self.optimizer, False)
         save_checkpoint(
             self.checkpoint,
