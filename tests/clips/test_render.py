@@ -64,13 +64,13 @@ def test_depth_and_camera_carry_one_frame_into_another(motion: str) -> None:
     at = through_depth(options, 0, 5, depth)
     warped = cv2.remap(later, at[..., 0], at[..., 1], cv2.INTER_LINEAR)
     reached = cv2.remap(later_depth, at[..., 0], at[..., 1], cv2.INTER_NEAREST)
-    # what is seen in both, is not sky (which goes with the camera), and lies away from depth's edges
+    # what is seen in both and lies away from depth's edges; the sky, which goes with the camera, is far enough
     near, far = cv2.dilate(depth, np.ones((5, 5))), cv2.erode(depth, np.ones((5, 5)))
-    seen = (np.abs(reached / depth - 1) < 0.1) & (depth > 2 / FAR_METRES) & (near < 1.2 * far)
-    assert seen.mean() > 0.3
-    error = np.abs(warped.astype(int) - picture)[seen].mean()
-    unmoved = np.abs(later.astype(int) - picture)[seen].mean()
-    assert error < 6 and error < 0.4 * unmoved
+    inside = (at >= 0).all(-1) & (at[..., 0] < 319) & (at[..., 1] < 179) & (near < 1.2 * far)
+    seen = inside & (reached < 1.1 * depth)
+    assert seen.mean() > 0.6 and (depth[120:] > 2 / FAR_METRES).all()
+    error = np.abs(warped.astype(int) - picture).mean(-1)[seen]
+    assert error.mean() < 1.4 and (error > 25).mean() < 6e-4  # in 8-bit steps; unmoved: 9 and 6e-2
 
 
 def test_things_move_by_themselves_only_where_asked() -> None:

