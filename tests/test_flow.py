@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from vshard_cli.main import run
 
@@ -47,12 +48,15 @@ def test_records_hold_frames_masks_and_how_they_were_made(dataset: Path) -> None
 def test_generating_again_elsewhere_gives_the_same_bytes(
     dataset: Path, clip_path: Path, tmp_path: Path
 ) -> None:
+    torch.set_num_threads(3)  # the dataset was made with one
     code = run(
         ["generate", "--dataset-dir", str(clip_path), "-o", str(tmp_path), "--prefix", "eval", "--seq", "12",
          "--skip-first", "12", "--skip-interval", "0", "--size", "256", "--divergence-level", "2", "--gpu", "-1",
          "--batch-size", "4"]
     )  # fmt: skip
     assert code == 0
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(1)
     for path in (dataset / "eval").rglob("*.*"):
         if path.suffix in (".png", ".tar", ".idx") or path.name == "meta.json":
             assert (tmp_path / path.relative_to(dataset / "eval")).read_bytes() == path.read_bytes()

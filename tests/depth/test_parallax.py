@@ -15,7 +15,8 @@ import torch
 
 from vshard.base.errors import OptionError
 from vshard.clips.render import RenderOptions, render_frames
-from vshard.depth.parallax import NEAREST, WORKING_SHORT_SIDE, _fill, _guided, _texture, estimate_depth
+from vshard.depth.parallax import NEAREST, WORKING_SHORT_SIDE, _fill, _texture, estimate_depth
+from vshard.depth.refine import guided
 
 
 def rendered(motion: str, seed: int, frames: int = 12, fps: int = 30) -> tuple[torch.Tensor, np.ndarray]:
@@ -236,7 +237,7 @@ def test_the_guided_filter_equals_a_plain_one() -> None:
     heavy = cv2.blur(weight, (5, 5), borderType=cv2.BORDER_REFLECT)[..., None]
     mean = cv2.blur(lines * weight[..., None], (5, 5), borderType=cv2.BORDER_REFLECT) / heavy
     wanted = (mean[..., :3] * picture).sum(-1) + mean[..., 3]
-    assert np.abs(_guided(picture, values, weight, radius, 1, smooth) - wanted).max() < 1e-3
+    assert np.abs(guided(picture, values, weight, radius, 1, smooth) - wanted).max() < 1e-3
 
 
 def test_only_what_has_texture_is_trusted() -> None:

@@ -13,7 +13,7 @@ Cost at 1920×1080 on two cores: 4 s to paint a scene, then about 50 ms a frame,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,18 @@ from numpy.typing import NDArray
 from ..base.errors import OptionError, OutputError
 from ..base.files import finish_file, make_folder, part_of, writing
 from ..base.seeds import generator
+from .paint import (
+    noise_field,
+    paint_balloon,
+    paint_bush,
+    paint_crate,
+    paint_hill,
+    paint_house,
+    paint_rock,
+    paint_tree,
+    tint,
+    to_bytes,
+)
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -273,7 +285,7 @@ def _plant(options: RenderOptions) -> list[Card]:
 
 def _levels(painted: Floats, haze: float) -> tuple[Image, ...]:
     hazy = painted[..., :3] * np.float32(1 - haze) + np.float32(haze) * np.array(HAZE, np.float32)
-    levels = [_bytes(np.dstack([hazy * painted[..., 3:], painted[..., 3]]))]
+    levels = [to_bytes(np.dstack([hazy * painted[..., 3:], painted[..., 3]]))]
     while min(levels[-1].shape[:2]) > 8:
         rows, columns = levels[-1].shape[:2]
         half = cv2.resize(levels[-1], (columns // 2, rows // 2), interpolation=cv2.INTER_AREA)
@@ -281,140 +293,24 @@ def _levels(painted: Floats, haze: float) -> tuple[Image, ...]:
     return tuple(levels)
 
 
-def _bytes(values: Floats) -> Image:
-    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _noise(rng: np.random.Generator, rows: int, columns: int, cell: int, rough: float = 0.65) -> Floats:
-    """Fractal value noise (rows, columns) float32 in [0, 1], without a seam if ``cell`` divides both."""
-    total = np.zeros((rows, columns), np.float32)
-    weight = 1.0
-    while cell >= 2:
-        grid = rng.random((math.ceil(rows / cell), math.ceil(columns / cell)), dtype=np.float32)
-        grid = np.pad(grid, 2, mode="wrap")
-        fine = cv2.resize(grid, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)
-        total += np.float32(weight) * fine[2 * cell : 2 * cell + rows, 2 * cell : 2 * cell + columns]
-        weight *= rough
-        cell //= 2
-    low, high = np.percentile(total[::3, ::3], (0.5, 99.5))
-    return np.asarray((total - low) / (high - low + 1e-6), np.float32).clip(0, 1)
-
-
-def _tint(shade: Any, dark: Any, light: Any) -> Floats:
-    """Colours (rows, columns, 3) float32: ``dark`` (3,) where shade (rows, columns) is 0, ``light`` (3,) at 1."""
-    low, high = np.asarray(dark, np.float32), np.asarray(light, np.float32)
-    return np.asarray(low + shade[..., None] * (high - low), np.float32)
-
-
-def _grid(rows: int, columns: int) -> tuple[Floats, Floats]:
-    """Row and column of each texel, both (rows, columns) float32 from 0 to 1."""
-    y, x = np.mgrid[0 : 1 : rows * 1j, 0 : 1 : columns * 1j].astype(np.float32)
-    return y, x
-
-
-def _paint_blob(
-    rng: np.random.Generator, rows: int, columns: int, dark: Sequence[float], light: Sequence[float]
-) -> Floats:
-    """A ragged heap of discs: RGBA (rows, columns, 4) float32 in [0, 1], as from all painters of cards."""
-    noise = _noise(rng, rows, columns, 2 ** max(3, round(math.log2(columns / 6))))
-    y, x = _grid(rows, columns)
-    wide = columns / rows
-    inside = np.full((rows, columns), -1, np.float32)
-    for _ in range(12):
-        angle, away, radius = rng.random(3) * (2 * math.pi, 0.9, 0.12) + (0, 0, 0.16)
-        middle_x = wide / 2 + math.cos(angle) * away * (wide / 2 - radius)
-        middle_y = 0.5 + math.sin(angle) * away * (0.5 - radius)
-        inside = np.maximum(inside, radius - np.hypot(x * wide - middle_x, y - middle_y))
-    alpha = ((inside + 0.16 * (noise - 0.6)) * rows / 1.5 + 0.5).clip(0, 1)
-    shade = (0.3 * noise + 0.7 * _noise(rng, rows, columns, 16, 0.8)) * (1 - 0.4 * y - 0.2 * x)
-    return np.dstack([_tint(shade, dark, light), alpha]).astype(np.float32)
-
-
-def _paint_rock(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    return _paint_blob(rng, rows, columns, (0.2, 0.2, 0.24), (0.95, 0.88, 0.8))
-
-
-def _paint_bush(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    hue = rng.random()
-    dark, light = (0.05 + 0.1 * hue, 0.2 - 0.06 * hue, 0.08), (0.55 + 0.5 * hue, 0.92 - 0.25 * hue, 0.3)
-    return _paint_blob(rng, rows, columns, dark, light)
-
-
-def _paint_tree(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    tree = np.zeros((rows, columns, 4), np.float32)
-    trunk = tree[rows // 2 :, round(columns * 0.46) : round(columns * 0.54)]
-    bark = _noise(rng, trunk.shape[0], 2 * trunk.shape[1], 16)[:, ::2]
-    trunk[:] = np.dstack([_tint(bark, (0.16, 0.11, 0.08), (0.5, 0.38, 0.28)), np.ones_like(bark)])
-    crown = _paint_bush(rng, round(rows * 0.75), columns)
-    alpha, below = crown[..., 3:], tree[: len(crown)]
-    below[..., :3] += alpha * (crown[..., :3] - below[..., :3])
-    below[..., 3:] = np.maximum(alpha, below[..., 3:])
-    return tree
-
-
-def _paint_house(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    wall = np.array(
-        [(0.86, 0.62, 0.45), (0.9, 0.83, 0.66), (0.62, 0.7, 0.78), (0.8, 0.5, 0.42)][rng.integers(4)]
-    )
-    noise = _noise(rng, rows, columns, 32, 0.8)
-    y, x = _grid(rows, columns)
-    colour = _tint(noise, wall * 0.65, wall) * (1 - 0.15 * (y % 0.03 < 0.004))[..., None]  # courses of stone
-    storey, bay = (y - 0.3) / 0.233 % 1, x * rng.integers(3, 6) % 1
-    window = (y > 0.3) & (storey > 0.25) & (storey < 0.8) & (bay > 0.3) & (bay < 0.7)
-    colour[window] = _tint(_noise(rng, rows, columns, 64), (0.12, 0.18, 0.28), (0.6, 0.75, 0.9))[window]
-    tiles = (0.7 + 0.3 * (y % 0.02 > 0.006))[..., None] * _tint(noise, (0.36, 0.16, 0.12), (0.75, 0.36, 0.26))
-    colour = np.where(y[..., None] < 0.26, tiles, colour)
-    gable = ((y - 0.26 * np.abs(2 * x - 1)) * rows / 1.5).clip(0, 1)
-    return np.dstack([colour, gable]).astype(np.float32)
-
-
-def _paint_crate(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    grain = cv2.resize(_noise(rng, rows, max(8, columns // 6), 16), (columns, rows))
-    y, x = _grid(rows, columns)
-    beam = (np.maximum(np.abs(y - 0.5), np.abs(x - 0.5)) > 0.41) | (np.abs(y - x) < 0.07)
-    plank = 0.55 + 0.3 * (y * 7 % 1 > 0.08)
-    shade = (0.4 + 0.6 * grain) * np.where(beam, 1.1, plank) * (1 - 0.25 * y)
-    light = [(1.0, 0.8, 0.5), (0.55, 0.78, 0.9), (0.95, 0.5, 0.38)][rng.integers(3)]
-    return np.dstack([_tint(shade, (0.15, 0.1, 0.06), light), np.ones_like(shade)]).astype(np.float32)
-
-
-def _paint_balloon(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    y, x = (2 * axis - 1 for axis in _grid(rows, columns))
-    around = np.arcsin((x / np.sqrt((1.05 - y * y).clip(0.01))).clip(-1, 1))
-    shade = _noise(rng, rows, columns, 16) * (0.8 - 0.2 * y - 0.2 * x)
-    bright = np.where(
-        np.sin(6 * around)[..., None] > 0, rng.random(3) * 0.5 + (0.5, 0.2, 0.1), (1, 0.96, 0.85)
-    )
-    alpha = ((1 - np.hypot(x, y)) * rows / 3).clip(0, 1)
-    return np.dstack([bright * (0.45 + 0.55 * shade[..., None]), alpha]).astype(np.float32)
-
-
-def _paint_hill(rng: np.random.Generator, rows: int, columns: int) -> Floats:
-    noise = _noise(rng, rows, columns, 2 ** max(3, round(math.log2(columns / 8))))
-    y, x = _grid(rows, columns)
-    alpha = ((y - 0.25 - 0.7 * (2 * x - 1) ** 2 - 0.25 * (noise - 0.5)) * rows / 2).clip(0, 1)
-    shade = 0.3 * noise + 0.7 * _noise(rng, rows, columns, 8, 0.9)
-    return np.dstack([_tint(shade, (0.1, 0.22, 0.12), (0.55, 0.66, 0.35)), alpha]).astype(np.float32)
-
-
 def _paint_sky(rng: np.random.Generator, options: RenderOptions) -> Image:
     """Sky, clouds and mountains (rows, columns, 3) uint8, the horizon in the middle row."""
     rows, columns = round(options.height * SKY_BY_VIEW), round(options.width * SKY_BY_VIEW)
     height = np.linspace(1, -1, rows, dtype=np.float32)[:, None]
-    sky = _tint((1 - height).clip(0, 1) * np.ones((1, columns), np.float32), (0.25, 0.5, 0.82), HAZE)
+    sky = tint((1 - height).clip(0, 1) * np.ones((1, columns), np.float32), (0.25, 0.5, 0.82), HAZE)
     cell = 2 ** round(math.log2(columns / 5))
-    wide = cv2.resize(_noise(rng, rows, columns // 2, cell // 2), (columns, rows))
+    wide = cv2.resize(noise_field(rng, rows, columns // 2, cell // 2), (columns, rows))
     cloud = (((wide - 0.5) * 3).clip(0, 1) * (height * 4).clip(0, 1) * 0.9)[..., None]
-    sky = sky * (1 - cloud) + cloud * _tint(wide, (0.72, 0.75, 0.8), (1, 1, 0.98))
+    sky = sky * (1 - cloud) + cloud * tint(wide, (0.72, 0.75, 0.8), (1, 1, 0.98))
     for tall, blue in ((0.34, 0.62), (0.2, 0.4)):
-        ridge = _noise(rng, cell, columns, cell // 2)[0] * tall + 0.02
-        rock = _noise(rng, rows, columns, 64, 0.8)
-        mountain = _tint(rock, (0.3, 0.38, 0.5), (0.6, 0.64, 0.66)) * (1 - blue) + blue * np.array(
+        ridge = noise_field(rng, cell, columns, cell // 2)[0] * tall + 0.02
+        rock = noise_field(rng, rows, columns, 64, 0.8)
+        mountain = tint(rock, (0.3, 0.38, 0.5), (0.6, 0.64, 0.66)) * (1 - blue) + blue * np.array(
             HAZE, np.float32
         )
         alpha = ((ridge - height) * rows / 4).clip(0, 1)[..., None]
         sky = sky * (1 - alpha) + mountain * alpha
-    return _bytes(sky)
+    return to_bytes(sky)
 
 
 def _paint_ground(rng: np.random.Generator, options: RenderOptions) -> list[Image]:
@@ -427,29 +323,29 @@ def _paint_ground(rng: np.random.Generator, options: RenderOptions) -> list[Imag
         2 ** round(math.log2(FOCAL_BY_WIDTH * options.width / GROUND_NEAR_METRES * GROUND_TILE_METRES)) // 2
     )
     rows = columns // 2
-    patch = (_noise(rng, rows, columns, rows // 4) * 2.4 - 0.9).clip(0, 1)
-    fine, other = _noise(rng, rows, columns, 32, 0.85), _noise(rng, rows, columns, 16, 0.9)
-    grass = _tint(fine, (0.16, 0.28, 0.1), (0.6, 0.72, 0.32))
-    earth = _tint(other, (0.42, 0.32, 0.22), (0.86, 0.74, 0.56))
+    patch = (noise_field(rng, rows, columns, rows // 4) * 2.4 - 0.9).clip(0, 1)
+    fine, other = noise_field(rng, rows, columns, 32, 0.85), noise_field(rng, rows, columns, 16, 0.9)
+    grass = tint(fine, (0.16, 0.28, 0.1), (0.6, 0.72, 0.32))
+    earth = tint(other, (0.42, 0.32, 0.22), (0.86, 0.74, 0.56))
     tile = grass + patch[..., None] * (earth - grass)
     levels = []
     for level in range(5):
         haze = 1 - math.exp(-GROUND_NEAR_METRES * 1.5 * 2**level / HAZE_METRES)
         small = cv2.resize(tile, (columns >> level, max(2, rows >> 2 * level)), interpolation=cv2.INTER_AREA)
-        levels.append(_bytes(small * np.float32(1 - haze) + np.float32(haze) * np.array(HAZE, np.float32)))
+        levels.append(to_bytes(small * np.float32(1 - haze) + np.float32(haze) * np.array(HAZE, np.float32)))
     return levels
 
 
 # painter; its height and width in metres; how many kinds of it; from where to where along z, metres; metres
 # between neighbours; metres its foot is lifted; metres it sways (only where things move themselves)
 PLANTING: tuple[tuple[Painter, float, float, int, float, float, float, float, float], ...] = (
-    (_paint_hill, 20, 110, 3, 150, 230, 40, 0, 0),
-    (_paint_house, 8.5, 9, 4, 34, 60, 17, 0, 0),
-    (_paint_tree, 8, 6, 3, 16, 48, 6, 0, 0),
-    (_paint_tree, 5.5, 4.2, 3, 9, 15, 6.5, 0, 0),
-    (_paint_bush, 1.1, 1.9, 4, 6.5, 14, 2.6, 0, 0),
-    (_paint_rock, 0.6, 1, 3, 5, 9, 3.2, 0, 0),
-    (_paint_crate, 0.9, 0.9, 2, 4.2, 6.5, 4.5, 0, 0),
-    (_paint_balloon, 2.2, 1.8, 3, 9, 14, 6, 1.2, 1.5),
-    (_paint_crate, 1.4, 1.8, 2, 5.5, 7, 4, 0, 1),
+    (paint_hill, 20, 110, 3, 150, 230, 40, 0, 0),
+    (paint_house, 8.5, 9, 4, 34, 60, 17, 0, 0),
+    (paint_tree, 8, 6, 3, 16, 48, 6, 0, 0),
+    (paint_tree, 5.5, 4.2, 3, 9, 15, 6.5, 0, 0),
+    (paint_bush, 1.1, 1.9, 4, 6.5, 14, 2.6, 0, 0),
+    (paint_rock, 0.6, 1, 3, 5, 9, 3.2, 0, 0),
+    (paint_crate, 0.9, 0.9, 2, 4.2, 6.5, 4.5, 0, 0),
+    (paint_balloon, 2.2, 1.8, 3, 9, 14, 6, 1.2, 1.5),
+    (paint_crate, 1.4, 1.8, 2, 5.5, 7, 4, 0, 1),
 )

@@ -14,7 +14,6 @@ for 16 frames of 1080p under 0.3 GB beside them; scores on clips of known depth:
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..base.errors import OptionError
+from .refine import follow, guided, sharpen, squared, steady
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -69,8 +69,8 @@ def estimate_depth(frames: torch.Tensor) -> torch.Tensor:
     for index, picture in enumerate(pictures):
         rho, trust, still = _stand(sights, index, ground, horizon)
         depths.append(_fill(picture, rho, trust, still, ground))
-    depths = _steady(depths, pictures, sights.drift)
-    crisp = [_sharpen(depth, picture) for depth, picture in zip(depths, pictures, strict=True)]
+    depths = steady(depths, pictures, sights.drift)
+    crisp = [sharpen(depth, picture) for depth, picture in zip(depths, pictures, strict=True)]
     return torch.from_numpy(np.stack(crisp)[:, None])
 
 
@@ -110,7 +110,7 @@ def _look(pictures: list[Floats]) -> _Sights:
                 last = seen, sure, flow / np.float32(step)
             rho[k] += seen * sure / np.float32(growth)
             trust[k] += sure
-            inside = texture[k] * _follow(np.ones_like(seen), flow, 0.0)
+            inside = texture[k] * follow(np.ones_like(seen), flow, 0.0)
             known[k] += inside
             odd[k] += inside * np.maximum(strange, 1 - agree)
             still[k] += certain * np.float32(1 - gate)
@@ -140,25 +140,10 @@ def _texture(gray: Any) -> Floats:
     return energy / (energy + 4)
 
 
-def _follow(image: Floats, flow: Floats, outside: float | None = None) -> Floats:
-    """What ``image`` (h, w[, c]) shows where ``flow`` leads; beyond its border ``outside``, or the border itself."""
-    height, width = flow.shape[:2]
-    x = flow[..., 0] + np.arange(width, dtype=np.float32)
-    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-    border = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT
-    moved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=border, borderValue=(outside or 0,) * 4)
-    return np.asarray(moved, np.float32)
-
-
 def _agreement(there: Floats, back: Floats) -> Floats:
     """(h, w) in [0, 1]: 1 where the way there and back ends at its start; 0 where it leaves the picture."""
-    miss = there + _follow(back, there, 1e3)
-    return np.exp(-_squared(miss) / (0.5 + 0.002 * _squared(there)))
-
-
-def _squared(a: Floats) -> Floats:
-    """Sum of squares over the last axis, which is short: NumPy's own sum takes several times as long."""
-    return np.einsum("hwc,hwc->hw", a, a)
+    miss = there + follow(back, there, 1e3)
+    return np.exp(-squared(miss) / (0.5 + 0.002 * squared(there)))
 
 
 def _camera(flow: Floats, certain: Floats, rays: Rays) -> tuple[Doubles, float]:
@@ -242,7 +227,7 @@ def _triangulate(flow: Floats, camera: Doubles, rays: Rays, gate: float) -> tupl
     length2 = along_x**2 + along_y**2 + np.float32(1e-8)
     along, across = flow_x * along_x + flow_y * along_y, flow_x * along_y - flow_y * along_x
     miss2 = (across**2 + np.minimum(along, 0) ** 2) / length2 * focal**2
-    noise2 = (FLOW_NOISE_PX + FLOW_NOISE_SHARE * np.sqrt(_squared(flow))) ** 2
+    noise2 = (FLOW_NOISE_PX + FLOW_NOISE_SHARE * np.sqrt(squared(flow))) ** 2
     fits = length2 / (length2 + np.float32(0.01)) * np.exp(-miss2 / (2 * noise2))  # little near the heading
     strange = miss2 + np.float32(1 - gate) * along**2 / length2 * focal**2 > 9 * noise2
     return np.maximum(along / (length2 + np.float32(1e-3)), 0), fits, strange.astype(np.float32)
@@ -250,7 +235,7 @@ def _triangulate(flow: Floats, camera: Doubles, rays: Rays, gate: float) -> tupl
 
 def _growth(before: Floats, sure: Floats, drift: Floats, after: Floats, sure_after: Floats) -> float:
     """By what factor inverse depth's scale changed between the frames that ``drift`` joins."""
-    after, sure_after = _follow(after, drift), _follow(sure_after, drift)
+    after, sure_after = follow(after, drift), follow(sure_after, drift)
     good = (sure * sure_after > 0.1) & (before > 1e-6) & (after > 1e-6)
     ratios = after[good] / before[good] if good.sum() > 100 else np.ones(1)
     return float(np.median(ratios).clip(0.4, 2.5))
@@ -332,79 +317,6 @@ def _fill(picture: Floats, rho: Floats, trust: Floats, still: Floats, ground: Fl
     rest = np.float32(0.05) + np.float32(0.2) * still
     for radius, shrink, smooth in FILTERS:
         mixed = (weight * rho + rest * depth) / (weight + rest)
-        depth = _guided(picture, mixed, weight + rest, radius // shrink, shrink, smooth)
+        depth = guided(picture, mixed, weight + rest, radius // shrink, shrink, smooth)
         weight = trust / (1 + ((rho - depth) / np.float32(0.1)) ** 2)
     return ((weight * rho + np.float32(0.1) * depth) / (weight + np.float32(0.1))).clip(0, NEAREST)
-
-
-def _guided(picture: Floats, values: Floats, weight: Floats, radius: int, shrink: int, smooth: float) -> Any:
-    """Filter ``values`` (h, w) by the colours of ``picture``, each pixel by its weight.
-
-    The guided filter with a guide in colour (He, Sun and Tang, 2010, section 3.5) with weighted means, fitted on a
-    picture ``shrink`` times smaller (He and Sun, Fast guided filter, 2015).
-    """
-    height, width = values.shape
-    size = max(width // shrink, 1), max(height // shrink, 1)
-    window = (2 * radius + 1, 2 * radius + 1)
-    heavy, total = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (weight, values * weight))
-    guide = cv2.split(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-    norm = 1 / cv2.blur(heavy, window, borderType=cv2.BORDER_REFLECT)
-
-    def mean(a: Any) -> Any:
-        return cv2.blur(a, window, borderType=cv2.BORDER_REFLECT) * norm
-
-    weighted = [g * heavy for g in guide]
-    means, level = [mean(g) for g in weighted], mean(total)
-    p, q, r = (mean(g * total) - m * level for g, m in zip(guide, means, strict=True))
-    xx, xy, xz, yy, yz, zz = (
-        mean(weighted[i] * guide[j]) - means[i] * means[j] + np.float32(smooth * (i == j))
-        for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
-    )
-    a, b, c = yy * zz - yz * yz, xz * yz - xy * zz, xy * yz - xz * yy  # cofactors of the symmetric 3×3 matrix
-    d, e, f = xx * zz - xz * xz, xy * xz - xx * yz, xx * yy - xy * xy
-    scale = 1 / (xx * a + xy * b + xz * c)
-    slopes = [(i * p + j * q + k * r) * scale for i, j, k in ((a, b, c), (b, d, e), (c, e, f))]
-    offset = level - sum(s * m for s, m in zip(slopes, means, strict=True))
-    lines = cv2.resize(cv2.merge([mean(line * heavy) for line in (*slopes, offset)]), (width, height))
-    return np.einsum("hwc,hwc->hw", lines[..., :3], picture) + lines[..., 3]
-
-
-def _steady(depths: list[Floats], pictures: list[Floats], drift: Floats) -> list[Floats]:
-    """Average along the flow where the colours agree: forward, backward, and the mean of both."""
-
-    def run(order: list[int], sign: float) -> list[Floats]:
-        done = list(depths)
-        for before, now in pairwise(order):
-            moved = _follow(np.dstack([pictures[before], done[before]]), np.float32(sign) * drift[now])
-            share = 0.6 * np.exp(_squared(moved[..., :3] - pictures[now]) / -0.01)
-            done[now] = depths[now] + share * (moved[..., 3] - depths[now])
-        return done
-
-    order = list(range(len(depths)))
-    return [(a + b) / np.float32(2) for a, b in zip(run(order, -1), run(order[::-1], 1), strict=True)]
-
-
-def _sharpen(depth: Floats, picture: Floats) -> Floats:
-    """Make depth's slopes steps, and lay them where the picture's colours part.
-
-    A pixel on a slope joins the near or the far side, whichever has the likelier colours in a window around (one
-    normal distribution each, channels independent), with its own depth as a prior.
-    """
-    window = np.ones((9, 9), np.uint8)
-    near, far = cv2.dilate(depth, window), cv2.erode(depth, window)
-    span = near - far
-    place = (depth - far) / (span + np.float32(1e-6))
-    odds = 12 * (place - 0.5)
-    squares = picture * picture
-    for sign in (1, -1):
-        side = ((sign * (place - 0.5) - 0.2) * 5).clip(0, 1) * (span > 0.03) + np.float32(1e-3)
-        total = cv2.blur(side, (25, 25))[..., None]
-        mean = cv2.blur(picture * side[..., None], (25, 25)) / total
-        spread = cv2.blur(squares * side[..., None], (25, 25)) / total - mean * mean
-        spread = spread.clip(0) + np.float32(2e-4)
-        cost = (picture - mean) ** 2 / spread + np.log(spread)
-        odds -= sign * 0.5 * (cost[..., 0] + cost[..., 1] + cost[..., 2])
-    vote = cv2.blur(1 / (1 + np.exp(-odds.clip(-30, 30) / 2)), (3, 3))
-    step = far + (3 * vote - 1).clip(0, 1) * span
-    crisp: Floats = depth + ((span - 0.03) / 0.03).clip(0, 1) * (step - depth)
-    return crisp

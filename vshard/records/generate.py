@@ -7,7 +7,7 @@ here: the run that keeps them is :mod:`vshard.shards.run`. Memory: about 0.9 GB 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +68,15 @@ def generate_records(info: VideoInfo, sequences: list[Sequence], options: Genera
     """
     device = choose_device(options.gpu)
     model = open_depth_model(options.model_type, options.resolution)
-    with ThreadPoolExecutor() as pool:
-        for clip in read_clips(info, sequences):
-            yield _make(clip, info, options, model, device, pool)
+    # Torch rounds differently with other numbers of threads: each frame gets one, and the frames run side by side.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for clip in read_clips(info, sequences):
+                yield _make(clip, info, options, model, device, pool)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _make(
@@ -94,22 +100,15 @@ def _make(
         metric_depth=model.metric,
         resolution=options.resolution,
     )
-    frames = _frames_as_drawn(clip, recipe, device)
+    frames = _frames_as_drawn(clip, recipe, device, pool)
     depth = normalize(dilate_edges(model.estimate(frames), recipe.edge_dilation))
     depth = map_depth(depth, recipe.mapper)
     records: list[Record] = []
     rejects: list[Reject] = []
     for view in names.VIEWS:
         mirrored = view == "forward"
-        mask = close_mask(
-            nonwarp_mask(
-                depth.flip(-1) if mirrored else depth,
-                (frames.shape[-2], frames.shape[-1]),
-                divergence=recipe.divergence,
-                convergence=recipe.convergence,
-                view=recipe.view,
-            )
-        )
+        seen = depth.flip(-1) if mirrored else depth
+        mask = _by_frame(pool, lambda frame: _hole_mask(frame, frames.shape[-2:], recipe), seen)
         for sample in range(options.num_samples):
             key = _key(options, number, view, sample)
             crop = best_crop(mask, options.size, generator(options.seed, "crop", key))
@@ -145,12 +144,37 @@ def _key(options: GenerateOptions, sequence: int, view: str, sample: int) -> str
     )
 
 
-def _frames_as_drawn(clip: Clip, recipe: Recipe, device: torch.device) -> torch.Tensor:
+def _by_frame(
+    pool: ThreadPoolExecutor, work: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor
+) -> torch.Tensor:
+    """Apply ``work`` to each frame (1, C, H, W) of (T, C, H, W) and put the results together."""
+    return torch.cat(list(pool.map(work, frames.split(1))))
+
+
+def _frames_as_drawn(
+    clip: Clip, recipe: Recipe, device: torch.device, pool: ThreadPoolExecutor
+) -> torch.Tensor:
     """Give the sequence's frames turned and resized by the recipe: (T, 3, H, W) float32 in [0, 1]."""
-    frames = torch.from_numpy(clip.rgb).to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    if recipe.rotation_degrees is not None:
-        frames = rotate_and_crop(frames, recipe.rotation_degrees)
-    return resize_short_side(frames, recipe.short_side, recipe.resize_mode).clamp_(0, 1)
+
+    def draw(rgb: torch.Tensor) -> torch.Tensor:
+        frame = rgb.to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        if recipe.rotation_degrees is not None:
+            frame = rotate_and_crop(frame, recipe.rotation_degrees)
+        return resize_short_side(frame, recipe.short_side, recipe.resize_mode).clamp_(0, 1)
+
+    return _by_frame(pool, draw, torch.from_numpy(clip.rgb))
+
+
+def _hole_mask(depth: torch.Tensor, size: torch.Size, recipe: Recipe) -> torch.Tensor:
+    """Give the closed forward mask of mapped depth (T, 1, h, w) for frames of ``size``: (T, 1, H, W)."""
+    mask = nonwarp_mask(
+        depth,
+        (size[0], size[1]),
+        divergence=recipe.divergence,
+        convergence=recipe.convergence,
+        view=recipe.view,
+    )
+    return close_mask(mask)
 
 
 def _cut(images: torch.Tensor, crop: Crop, size: int, *, mirrored: bool) -> torch.Tensor:
