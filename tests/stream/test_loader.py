@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 from making import make_record
 
-from vshard.base.errors import DatasetError
+from vshard.base.errors import DatasetError, RecordError, WorkerError
 from vshard.base.report import Silent
 from vshard.records.record import write_record
 from vshard.shards.pack import pack
-from vshard.stream.loader import evaluation_loader, training_loader
+from vshard.stream.loader import Positions, TrainingSamples, evaluation_loader, training_loader
 from vshard.stream.order import plan_epoch
 from vshard.stream.sheet import write_sheet
 from vshard.stream.split import open_dataset, open_split
@@ -105,3 +110,37 @@ def test_a_sheet_shows_the_records(shards: Path, tmp_path: Path) -> None:
     assert set(np.unique(masks)) <= {0, 128, 255}
     pink = (picture[18:274, :256, 2].astype(int) - picture[18:274, :256, 1]) > 60
     assert pink.any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_record_is_one_line_from_any_process(folders: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(folders, tmp_path / "train")
+    damaged = tmp_path / "train" / "a_000002" / "0005_M.png"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    split = open_split(tmp_path / "train")
+    plan = np.array([0, 1, 2, 3])
+    loader = training_loader(split, plan, seed=1, epoch=1, start=0, workers=workers)
+    seen = [next(loader).key, next(loader).key]
+    with pytest.raises(RecordError, match=r"0005_M\.png: cut off") as caught:
+        next(loader)
+    assert "\n" not in str(caught.value)
+    assert seen == ["a_000000", "a_000001"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_worker_is_an_error_at_once(folders: Path) -> None:
+    split = open_split(folders)
+    loader = training_loader(split, np.zeros(1000, np.int64), seed=1, epoch=1, start=0, workers=1)
+    next(loader)
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match="a loader process died"):
+        for _ in loader:
+            pass
+
+
+def test_the_pipeline_can_be_sent_to_a_spawned_process(folders: Path) -> None:
+    split = open_split(folders)
+    stages = (Positions(np.arange(4), 0), TrainingSamples(split, 1, 1))
+    again = pickle.loads(pickle.dumps(webdataset.DataPipeline(*stages)))
+    assert [sample.key for sample in again] == split.keys.tolist()

@@ -14,9 +14,13 @@ import torch
 import webdataset
 from torch.utils.data import get_worker_info
 
+from ..base.errors import VshardError, WorkerError
 from .order import share_of
 from .samples import Sample, evaluation_sample, training_sample
 from .split import Split
+
+# A worker hands an error over as a value: raised there, it would come with the worker's traceback in its text.
+Loaded = Sample | VshardError
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,12 @@ class TrainingSamples:
     seed: int
     epoch: int
 
-    def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Sample]:
+    def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Loaded]:
         for position, record in positions:
-            yield training_sample(self.split, record, seed=self.seed, epoch=self.epoch, position=position)
+            try:
+                yield training_sample(self.split, record, seed=self.seed, epoch=self.epoch, position=position)
+            except VshardError as error:
+                yield error
 
 
 @dataclass(frozen=True)
@@ -55,14 +62,17 @@ class EvaluationSamples:
 
     split: Split
 
-    def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Sample]:
+    def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Loaded]:
         for position, record in positions:
-            yield evaluation_sample(self.split, record, position=position)
+            try:
+                yield evaluation_sample(self.split, record, position=position)
+            except VshardError as error:
+                yield error
 
 
 def training_loader(
     split: Split, plan: np.ndarray, *, seed: int, epoch: int, start: int, workers: int
-) -> Iterable[Sample]:
+) -> Iterator[Sample]:
     """Load the samples ``plan[start:]`` of an epoch in order.
 
     Args:
@@ -76,23 +86,33 @@ def training_loader(
     return _load(Positions(plan, start), TrainingSamples(split, seed, epoch), workers)
 
 
-def evaluation_loader(split: Split, *, workers: int) -> Iterable[Sample]:
+def evaluation_loader(split: Split, *, workers: int) -> Iterator[Sample]:
     """Load every record of ``split`` once, in order, for evaluation."""
     return _load(Positions(np.arange(len(split)), 0), EvaluationSamples(split), workers)
 
 
-def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, workers: int) -> Iterable[Sample]:
+def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, workers: int) -> Iterator[Sample]:
     pipeline = webdataset.DataPipeline(positions, stage)
-    loader: Iterable[Sample] = webdataset.WebLoader(
+    loader = webdataset.WebLoader(
         pipeline,
         batch_size=None,
         num_workers=workers,
-        pin_memory=False,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
         collate_fn=_as_it_is,
     )
-    return loader
+    try:
+        for loaded in loader:
+            if isinstance(loaded, VshardError):
+                raise loaded
+            yield loaded
+    except RuntimeError as error:
+        if isinstance(error, VshardError) or "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            "a loader process died (killed, or out of memory); the same command with --resume goes on, with fewer "
+            "--num-workers if memory is short"
+        ) from error
 
 
 def _one_thread(_worker: int) -> None:
@@ -100,5 +120,5 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _as_it_is(sample: Sample) -> Sample:
-    return sample
+def _as_it_is(loaded: Loaded) -> Loaded:
+    return loaded

@@ -16,6 +16,9 @@ from ..stream.split import open_split
 if TYPE_CHECKING:
     import torch
 
+DEMO_RECORDS = 3
+_TITLE_PX = 20
+
 
 def side_by_side(columns: list[torch.Tensor]) -> np.ndarray:
     """Set clips side by side, each clip's frames downwards.
@@ -33,8 +36,8 @@ def side_by_side(columns: list[torch.Tensor]) -> np.ndarray:
 def demo_picture(split: Path, pictures: Path, output: Path) -> None:
     """Set a split's records beside what the network made of them, as the PNG ``output``.
 
-    A row a record: a frame with its holes coloured, its mask, then the network's input, output and target of the
-    middle frame of the evaluation picture.
+    Two rows a record, an early and a late frame: the frame with its holes coloured, its mask, then the network's
+    input, output and target out of the evaluation picture.
 
     Args:
         split: the split that was evaluated.
@@ -45,20 +48,28 @@ def demo_picture(split: Path, pictures: Path, output: Path) -> None:
         DatasetError, RecordError: the split or a picture cannot be read.
         OutputError: the picture cannot be written.
     """
+    from PIL import Image, ImageDraw
+
     records = open_split(split)
+    fullest = sorted(
+        (evaluation_sample(records, i, position=i) for i in range(len(records))),
+        key=lambda sample: -np.count_nonzero(sample.hole),
+    )[:DEMO_RECORDS]
     rows = []
-    for record in range(len(records)):
-        path = pictures / f"{record}.png"
+    for sample in fullest:
+        path = pictures / f"{sample.position}.png"
         strip = decode_png(path.read_bytes(), str(path))
         side = strip.shape[1] // 3
-        middle = FRAMES // 2
-        sample = evaluation_sample(records, record, position=record)
         border = (CROP_PX - side) // 2
         inner = slice(border, border + side)
-        rgb = sample.rgb[middle, inner, inner]
-        hole = sample.hole[middle, inner, inner].astype(np.uint8) * np.uint8(255)
-        mask = np.repeat(hole[..., None], 3, axis=2)
-        rows.append(
-            np.concatenate([tinted(rgb, hole), mask, strip[middle * side : (middle + 1) * side]], axis=1)
-        )
-    write_file(output, encode_png(np.concatenate(rows)))
+        for frame in (1, FRAMES - 2):
+            hole = sample.hole[frame, inner, inner].astype(np.uint8) * np.uint8(255)
+            shown = tinted(sample.rgb[frame, inner, inner], hole)
+            mask = np.repeat(hole[..., None], 3, axis=2)
+            rows.append(np.concatenate([shown, mask, strip[frame * side : (frame + 1) * side]], axis=1))
+    picture = Image.new("RGB", (rows[0].shape[1], _TITLE_PX + side * len(rows)), "white")
+    picture.paste(Image.fromarray(np.concatenate(rows)), (0, _TITLE_PX))
+    draw = ImageDraw.Draw(picture)
+    for column, title in enumerate(("frame, holes coloured", "mask", "network: input", "output", "target")):
+        draw.text((column * side + 4, 5), title, fill="black")
+    write_file(output, encode_png(np.asarray(picture)))
