@@ -50,3 +50,10 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_a_size_of_unknown_unit_is_wrong_usage() -> None:
     assert run(["pack", "x", "-o", "y", "--shard-size", "3 apples"]) == 2
+
+
+def test_demo_touches_no_folder_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train").mkdir()
+    assert run(["demo", "-o", str(tmp_path)]) == 1
+    assert "was not made by vshard demo" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["train"]
