@@ -119,6 +119,7 @@ def command(**options: object) -> None:
 
     with console() as report:
         result = train(checked, report)
-    click.echo(f"{result.checkpoint}: epoch {result.epoch}, training loss {result.train_loss:.5f}")
+    loss = f", training loss {result.train_loss:.5f}" if result.train_loss is not None else ""
+    click.echo(f"{result.checkpoint}: epoch {result.epoch}{loss}")
     if result.best_model.exists():
         click.echo(f"{result.best_model}: best evaluation loss {result.best_loss:.5f}")

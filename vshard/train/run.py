@@ -7,6 +7,7 @@ and resumed from a checkpoint makes the same steps as an unbroken one.
 from __future__ import annotations
 
 import csv
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -71,12 +72,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left behind."""
+    """What a run left behind; ``train_loss`` is the last epoch's, None where none was left to train."""
 
     checkpoint: Path
     best_model: Path
     epoch: int
-    train_loss: float
+    train_loss: float | None
     best_loss: float
 
 
@@ -86,8 +87,7 @@ def train(options: TrainOptions, report: Report) -> Trained:
     Raises:
         VshardError: the dataset, an option, a checkpoint or the model folder is not as it must be.
     """
-    run = _Run(options, report)
-    return run.train()
+    return _Run(options, report).train()
 
 
 class _Run:
@@ -114,7 +114,8 @@ class _Run:
         make_folder(options.model_dir / EVAL_FOLDER)
         self.checkpoint = options.model_dir / f"{self.model.name}.checkpoint.pth"
         self.best_model = options.model_dir / f"{self.model.name}.pth"
-        plan = f"{len(self.train_split)} records, {options.draws} draws, seed {options.seed}"
+        keys = hashlib.blake2b("\n".join(self.train_split.keys.tolist()).encode(), digest_size=4).hexdigest()
+        plan = f"{len(self.train_split)} records ({keys}), {options.draws} draws, seed {options.seed}"
         self.progress = Progress(plan=plan)
         self.losses = options.model_dir / f"loss_{datetime.now():%Y%m%d%H%M%S}.csv"
         if options.resume and not options.reset_state:
@@ -132,7 +133,7 @@ class _Run:
 
     def train(self) -> Trained:
         """Go through the epochs that are left."""
-        train_loss = float("nan")
+        train_loss = None
         if self.progress.epoch > self.last_epoch:
             self.report.say(
                 f"all {self.last_epoch} epochs are done; raise --max-epoch, or start over with --reset-state"
