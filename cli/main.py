@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line and give its exit code."""
     from vshard.base.errors import VshardError
+    from vshard.base.stopping import StoppedError
 
     try:
         vshard.main(arguments, prog_name="vshard", standalone_mode=False)
@@ -74,6 +75,9 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("stopped; what was finished is kept, the same command goes on from there")
+        return STOPPED
+    except StoppedError as error:
+        _complain(str(error))
         return STOPPED
     except VshardError as error:
         _complain(f"error: {error}")

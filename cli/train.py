@@ -30,11 +30,9 @@ _DEFAULT = TrainOptions(Path(), Path(), video=True)
 @click.option("--video", is_flag=True, help="Train the video model (needed: still images are not supported).")
 @click.option(
     "--arch",
-    default=_DEFAULT.arch,
-    show_default=True,
-    help="small, medium or large; narrow for trying things.",
+    help="small, medium or large; narrow for trying things, on a CPU say. Without it: the weight file's, or small.",
 )
-@click.option("--loss", default=_DEFAULT.loss, show_default=True, help="What is made small.")
+@click.option("--loss", default=_DEFAULT.loss, show_default=True, help="temporal_l1 or l1.")
 @click.option(
     "--optimizer",
     default=_DEFAULT.optimizer,
@@ -105,6 +103,7 @@ _DEFAULT = TrainOptions(Path(), Path(), video=True)
     show_default=True,
     help="Longest time between checkpoints.",
 )
+@click.option("--batch-size", type=int, expose_value=False, help="Taken and ignored: always 1 with --video.")
 def command(**options: object) -> None:
     """Train a video-inpainting model on a dataset.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from vshard.base.errors import CheckpointError, DatasetError, OptionError
 from vshard.base.report import Silent
+from vshard.base.stopping import StoppedError, StopRequest
 from vshard.records.record import write_record
 from vshard.stream.samples import evaluation_sample
 from vshard.stream.split import open_split
@@ -106,7 +108,7 @@ def test_a_run_leaves_models_pictures_and_losses(data: Path, tmp_path: Path) -> 
     rows = losses.read_text().splitlines()
     assert rows[0] == "epoch,train_loss,eval_loss"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
-    fresh = module._Run(options(data, tmp_path / "fresh"), Silent())
+    fresh = module._Run(options(data, tmp_path / "fresh"), Silent(), StopRequest())
     assert result.best_loss < fresh._evaluate(), "training makes the evaluation loss smaller"
 
 
@@ -148,6 +150,46 @@ def test_saving_often_changes_nothing(data: Path, tmp_path: Path) -> None:
     assert_same(final_state(tmp_path / "often"), final_state(tmp_path / "seldom"))
 
 
+@pytest.mark.parametrize("stage", ["_step", "_evaluate"])
+def test_stopping_saves_and_resuming_equals_unbroken(
+    data: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = options(data, tmp_path / "whole", optimizer="adamw_schedulefree", checkpoint_minutes=100)
+    train(wanted, Silent())
+    real = getattr(module._Run, stage)
+
+    def interrupted(self: module._Run, *arguments: object) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(module._Run, stage, interrupted)
+    with pytest.raises(StoppedError, match="the same command with --resume goes on"):
+        train(replace(wanted, model_dir=tmp_path / "stopped"), Silent())
+    monkeypatch.setattr(module._Run, stage, real)
+    train(replace(wanted, model_dir=tmp_path / "stopped", resume=True), Silent())
+    assert_same(final_state(tmp_path / "stopped"), final_state(tmp_path / "whole"))
+
+
+def test_a_new_run_that_saves_nothing_leaves_the_older_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(options(data, tmp_path, max_epoch=1), Silent())
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
+    monkeypatch.setattr(module._Run, "_step", lambda self, pending: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(options(data, tmp_path, max_epoch=1, seed=2), Silent())
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")} == before
+
+
+def test_the_network_is_that_of_the_file(data: Path, tmp_path: Path) -> None:
+    train(options(data, tmp_path, max_epoch=1), Silent())
+    run = module._Run(options(data, tmp_path, arch=None, resume=True, max_epoch=2), Silent(), StopRequest())
+    assert run.model.kwargs == {"base_dim": 4, "lv2_mlp_ratio": 1}
+    (tmp_path / "other.checkpoint.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="holds 2 checkpoints"):
+        module._Run(options(data, tmp_path, arch=None, resume=True), Silent(), StopRequest())
+
+
 def test_resuming_a_finished_run_says_so_and_more_epochs_go_on(data: Path, tmp_path: Path) -> None:
     train(options(data, tmp_path), Silent())
     report = Listening()
@@ -160,7 +202,9 @@ def test_reset_state_takes_the_weights_only(data: Path, tmp_path: Path) -> None:
     train(options(data, tmp_path), Silent())
     first = load_model(tmp_path / f"{NAME}.checkpoint.pth").state_dict()
     run = module._Run(
-        options(data, tmp_path, resume=True, reset_state=True, optimizer="adamw_schedulefree"), Silent()
+        options(data, tmp_path, resume=True, reset_state=True, optimizer="adamw_schedulefree"),
+        Silent(),
+        StopRequest(),
     )
     assert run.progress.epoch == 1
     assert_same(dict(run.model.state_dict()), dict(first))
@@ -169,10 +213,12 @@ def test_reset_state_takes_the_weights_only(data: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_file_gives_the_first_weights(data: Path, tmp_path: Path) -> None:
     train(options(data, tmp_path / "one", max_epoch=1), Silent())
     source = tmp_path / "one" / f"{NAME}.pth"
-    run = module._Run(options(data, tmp_path / "two", checkpoint_file=source), Silent())
+    run = module._Run(options(data, tmp_path / "two", checkpoint_file=source), Silent(), StopRequest())
     assert_same(dict(run.model.state_dict()), dict(load_model(source).state_dict()))
-    with pytest.raises(CheckpointError, match="give the --arch it was made with"):
-        module._Run(options(data, tmp_path / "two", checkpoint_file=source, arch="narrow"), Silent())
+    with pytest.raises(CheckpointError, match="leave out --arch to take the file's"):
+        module._Run(
+            options(data, tmp_path / "two", checkpoint_file=source, arch="narrow"), Silent(), StopRequest()
+        )
 
 
 def test_a_new_run_keeps_the_older_ones_models(data: Path, tmp_path: Path) -> None:
@@ -180,7 +226,8 @@ def test_a_new_run_keeps_the_older_ones_models(data: Path, tmp_path: Path) -> No
     before = (tmp_path / f"{NAME}.checkpoint.pth").read_bytes()
     report = Listening()
     train(options(data, tmp_path, max_epoch=1, seed=2), report)
-    assert any("kept as" in line for line in report.warned)
+    assert any("is of an older run" in line for line in report.warned)
+    assert any("is kept as" in line for line in report.said)
     kept = list(tmp_path.glob(f"{NAME}.checkpoint.*.pth.bk"))
     assert [path.read_bytes() for path in kept] == [before]
 
@@ -199,7 +246,7 @@ def test_other_data_starts_the_epoch_over(
     monkeypatch.setattr(module._Run, "_step", step)
     write_record(changed / "train", make_record("b_000000", size=256))
     report = Listening()
-    module._Run(options(changed, tmp_path / "m", resume=True), report)
+    module._Run(options(changed, tmp_path / "m", resume=True), report, StopRequest())
     assert any("epoch 1 starts over" in line for line in report.warned)
 
 
@@ -217,7 +264,7 @@ def test_what_cannot_be_trained(data: Path, tmp_path: Path) -> None:
     (only_train / "train").rename(only_train / "eval")
     with pytest.raises(DatasetError, match=r"train: no such folder; make records first: vshard generate"):
         train(options(only_train, tmp_path / "m"), Silent())
-    with pytest.raises(CheckpointError, match="no such checkpoint to resume"):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume; check --model-dir"):
         train(options(data, tmp_path / "m", resume=True), Silent())
     assert not (tmp_path / "m").exists()
 

@@ -9,7 +9,9 @@
     ├── DepthModelError    a depth model is unknown or cannot be had         (also ValueError)
     ├── WorkerError        a loader process died                             (also RuntimeError)
     ├── CheckpointError    a model file is not one, or does not fit          (also ValueError)
-    └── OutputError        a file or folder cannot be written                (also OSError)
+    ├── OutputError        a file or folder cannot be written                (also OSError)
+    ├── TrainingError      training cannot go on (train/run.py)              (also ArithmeticError)
+    └── StoppedError       the user or the system stopped the work (base/stopping.py)
 
 A message is one line: which file or record, what was found, what is allowed, what to do.
 """

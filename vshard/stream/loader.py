@@ -6,6 +6,7 @@ the plan's order whatever the number of workers. What crosses the process border
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -116,8 +117,9 @@ def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, work
 
 
 def _one_thread(_worker: int) -> None:
-    """A worker decodes; torch's own threads in it would only take the trainer's."""
+    """A worker decodes on one thread, the trainer needs the others; and it leaves Ctrl-C to the trainer."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(loaded: Loaded) -> Loaded:

@@ -25,6 +25,10 @@ from ..base.errors import CheckpointError, OptionError
 from ..base.files import write_file
 from .network import ARCHITECTURES, LightVideoInpaint
 
+CHECKPOINT_SUFFIX = ".checkpoint.pth"
+# What an older run's files end in, once another run in the same folder has saved its own.
+KEPT_SUFFIX = ".pth.bk"
+
 _ZIP_MAGIC = b"PK\x03\x04"
 _MODEL_ENTRIES = {"nunif_model": int, "name": str, "kwargs": dict, "state_dict": dict}
 _TRAINING_ENTRIES = {
@@ -97,6 +101,30 @@ def load_model(path: Path) -> LightVideoInpaint:
         CheckpointError: the file is missing, damaged, no model file, or holds another network.
     """
     return _build(path, _read(path))
+
+
+def last_checkpoint(model_dir: Path, name: str | None) -> Path:
+    """Find the checkpoint that a run in ``model_dir`` left.
+
+    Args:
+        model_dir: the run's folder.
+        name: the network's name; None: whichever is there.
+
+    Raises:
+        CheckpointError: there is none, or there are several and ``name`` does not say which.
+    """
+    found = sorted(model_dir.glob(f"{name or '*'}{CHECKPOINT_SUFFIX}"))
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{model_dir}: holds {len(found)} checkpoints ({found[0].name}, …); say which by --arch"
+        )
+    if not found:
+        kept = sorted(model_dir.glob(f"*.checkpoint.*{KEPT_SUFFIX}"))
+        older = f" ({kept[-1].name} is of an older run: --checkpoint-file takes its weights)" if kept else ""
+        raise CheckpointError(
+            f"{model_dir}: no checkpoint to resume{older}; check --model-dir, or leave out --resume to start"
+        )
+    return found[0]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..base.errors import OptionError
 
+DEFAULT_ARCH = "small"
 WORKERS_MAX = 8
 FRAMES_A_SAMPLE = 12
 
@@ -17,14 +18,14 @@ FRAMES_A_SAMPLE = 12
 class TrainOptions:
     """Options of a run; names and defaults are those of the command line (facts of the original, section 10).
 
-    ``num_samples`` counts frames: an epoch draws ``num_samples // 12`` samples. ``num_workers`` None: one less than
-    the processors, at most 8.
+    ``arch`` None: that of the file the weights come from, small for fresh ones. ``num_samples`` counts frames: an
+    epoch draws ``num_samples // 12`` samples. ``num_workers`` None: one less than the processors, at most 8.
     """
 
     data_dir: Path
     model_dir: Path
     video: bool = False
-    arch: str = "small"
+    arch: str | None = None
     loss: str = "temporal_l1"
     optimizer: str = "adamw"
     learning_rate: float = 1e-4

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,13 @@ from ..base.errors import CheckpointError, VshardError
 from ..base.files import make_folder, write_file, writing
 from ..base.report import Report
 from ..base.seeds import derived_seed
+from ..base.stopping import StoppedError, StopRequest, stop_request
 from ..records.png import encode_png
 from ..stream.loader import evaluation_loader, training_loader
 from ..stream.order import plan_epoch
 from ..stream.samples import finish
 from ..stream.split import open_dataset
-from .checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
+from .checkpoint import KEPT_SUFFIX, last_checkpoint, load_checkpoint, load_model, save_checkpoint, save_model
 from .losses import loss_by_name
 from .network import LightVideoInpaint, create
 from .optimize import (
@@ -40,7 +41,7 @@ from .optimize import (
     set_training,
 )
 from .pictures import side_by_side
-from .plan import TrainOptions
+from .plan import DEFAULT_ARCH, TrainOptions
 
 NOT_FINITE_MAX = 100
 WEIGHT_DECAY_END = 0.01
@@ -86,15 +87,17 @@ def train(options: TrainOptions, report: Report) -> Trained:
 
     Raises:
         VshardError: the dataset, an option, a checkpoint or the model folder is not as it must be.
+        StoppedError: Ctrl-C or SIGTERM; everything up to the last step is saved.
     """
-    return _Run(options, report).train()
+    with stop_request() as request:
+        return _Run(options, report, request).train()
 
 
 class _Run:
     """What a run holds open: the network, its optimizer, the data and how far it has come."""
 
-    def __init__(self, options: TrainOptions, report: Report) -> None:
-        self.options, self.report = options, report
+    def __init__(self, options: TrainOptions, report: Report, request: StopRequest) -> None:
+        self.options, self.report, self.request = options, report, request
         self.loss: Callable[[Tensor, Tensor], Tensor] = loss_by_name(options.loss)
         self.device = choose_device(options.gpu)
         self.train_split, self.eval_split, left_out = open_dataset(options.data_dir)
@@ -117,11 +120,16 @@ class _Run:
         keys = hashlib.blake2b("\n".join(self.train_split.keys.tolist()).encode(), digest_size=4).hexdigest()
         plan = f"{len(self.train_split)} records ({keys}), {options.draws} draws, seed {options.seed}"
         self.progress = Progress(plan=plan)
-        self.losses = options.model_dir / f"loss_{datetime.now():%Y%m%d%H%M%S}.csv"
-        if options.resume and not options.reset_state:
+        self.started = f"{datetime.now():%Y%m%d%H%M%S}"
+        self.losses = options.model_dir / f"loss_{self.started}.csv"
+        self.goes_on = options.resume and not options.reset_state
+        if self.goes_on:
             self._resume()
-        elif not options.resume:
-            self._keep_older_run()
+        elif self.checkpoint.exists() and not options.resume:
+            report.warn(
+                f"{self.checkpoint} is of an older run: it is kept as *.{self.started}.pth.bk when this one saves "
+                "its first (to go on with it, stop now and give --resume)"
+            )
         left = f" ({left_out} left out: eval/ has them)" if left_out else ""
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         report.say(
@@ -140,16 +148,19 @@ class _Run:
             )
         while self.progress.epoch <= self.last_epoch:
             epoch = self.progress.epoch
+            started = time.monotonic()
             train_loss = self._train_epoch()
             eval_loss = None
             if epoch % self.options.eval_step == 0 or epoch == self.last_epoch:
+                self._save()
                 eval_loss = self._evaluate()
                 if eval_loss < self.progress.best_loss:
                     self.progress = replace(self.progress, best_loss=eval_loss)
+                    self._keep_older_run()
                     save_model(self.best_model, self.model, self.options.plain())
             self.progress = Progress(epoch + 1, best_loss=self.progress.best_loss, plan=self.progress.plan)
             self._save()
-            self._log(epoch, train_loss, eval_loss)
+            self._log(epoch, train_loss, eval_loss, time.monotonic() - started)
         self.report.finish()
         return Trained(
             self.checkpoint, self.best_model, self.progress.epoch - 1, train_loss, self.progress.best_loss
@@ -189,6 +200,12 @@ class _Run:
             if now - saved >= options.checkpoint_minutes * 60:
                 self._save()
                 saved = now
+            if self.request.asked:
+                self._save()
+                raise StoppedError(
+                    f"stopped in epoch {progress.epoch} after {consumed} of {len(plan)} samples, all saved; the same "
+                    "command with --resume goes on from there"
+                )
         return self._mean_loss()
 
     def _step(self, pending: list[Tensor]) -> None:
@@ -233,6 +250,11 @@ class _Run:
                 picture = self.options.model_dir / EVAL_FOLDER / f"{done - 1}.png"
                 write_file(picture, encode_png(side_by_side([masked, out, y])))
             self.report.advance(done, f"loss {total / done:.5f}")
+            if self.request.asked:
+                raise StoppedError(
+                    f"stopped while evaluating epoch {self.progress.epoch}, whose training is saved; the same command "
+                    "with --resume goes on from there"
+                )
         return total / len(self.eval_split)
 
     def _mode(self, *, training: bool) -> None:
@@ -244,21 +266,17 @@ class _Run:
         """Give the network to start with: the last checkpoint's, --checkpoint-file's, or fresh."""
         options = self.options
         torch.manual_seed(derived_seed(options.seed, "weights") & 0x7FFFFFFF)
-        model = create(options.arch)
+        fresh = create(options.arch or DEFAULT_ARCH)
         source = options.checkpoint_file
         if options.resume:
-            source = options.model_dir / f"{model.name}.checkpoint.pth"
-            if not source.exists():
-                raise CheckpointError(
-                    f"{source}: no such checkpoint to resume; leave out --resume to start, or check --model-dir"
-                )
+            source = last_checkpoint(options.model_dir, fresh.name if options.arch else None)
         if source is None:
-            return model
+            return fresh
         loaded = load_model(source)
-        if loaded.kwargs != model.kwargs:
+        if options.arch and loaded.kwargs != fresh.kwargs:
             raise CheckpointError(
-                f"{source}: holds a network with {loaded.kwargs}, --arch {options.arch} has {model.kwargs}; give "
-                "the --arch it was made with"
+                f"{source}: holds a network of {loaded.kwargs}, --arch {options.arch} is one of {fresh.kwargs}; leave "
+                "out --arch to take the file's"
             )
         return loaded
 
@@ -294,19 +312,20 @@ class _Run:
             self.report.say(f"going on with epoch {position.epoch}, sample {position.consumed}")
 
     def _keep_older_run(self) -> None:
-        """Move an older run's model files aside before a new run takes their names."""
-        stamp = datetime.now().strftime("%Y%m%d%H%M%S")
+        """Move an older run's model files aside before this run's first save takes their names."""
+        if self.goes_on:
+            return
+        self.goes_on = True
         for path in (self.checkpoint, self.best_model):
             if path.exists():
-                kept = path.with_name(f"{path.name.removesuffix('.pth')}.{stamp}.pth.bk")
+                kept = path.with_name(f"{path.name.removesuffix('.pth')}.{self.started}{KEPT_SUFFIX}")
                 with writing(kept):
                     path.replace(kept)
-                self.report.warn(
-                    f"{path} is of an older run: kept as {kept.name} (--resume would go on with it)"
-                )
+                self.report.say(f"{path.name} of the older run is kept as {kept.name}")
 
     def _save(self) -> None:
         """Write the checkpoint without changing a bit of what the next step starts from."""
+        self._keep_older_run()
         in_training = is_schedule_free(self.optimizer) and self.model.training
         weights = (
             {name: p.detach().clone() for name, p in self.model.named_parameters()} if in_training else {}
@@ -331,11 +350,15 @@ class _Run:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
 
-    def _log(self, epoch: int, train_loss: float, eval_loss: float | None) -> None:
+    def _log(self, epoch: int, train_loss: float, eval_loss: float | None, seconds: float) -> None:
         """Tell an epoch's losses and add them to the run's CSV."""
         evaluated = f", evaluation {eval_loss:.5f}" if eval_loss is not None else ""
         best = " (best)" if eval_loss is not None and eval_loss == self.progress.best_loss else ""
-        self.report.say(f"epoch {epoch}: loss {train_loss:.5f}{evaluated}{best}")
+        left = timedelta(seconds=round(seconds * (self.last_epoch - epoch)))
+        took = timedelta(seconds=round(seconds))
+        self.report.say(
+            f"epoch {epoch}: loss {train_loss:.5f}{evaluated}{best}; took {took}, all epochs: {left} left"
+        )
         fresh = not self.losses.exists()
         with writing(self.losses), self.losses.open("a", newline="") as file:
             table = csv.writer(file)
