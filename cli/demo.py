@@ -49,7 +49,7 @@ def command(output: Path, gpu: int) -> None:
     _step("show", output / "train", "-o", output / "records.png", "--records", 4)
     _step(
         "train", "-i", output / "shards", "--model-dir", output / "model", "--video", "--arch", "narrow",
-        "--max-epoch", 1, "--num-samples", 12 * 120, "--learning-rate", 1e-3, "--backward-step", 1,
+        "--max-epoch", 1, "--num-samples", 12 * 90, "--learning-rate", 1e-3, "--backward-step", 1,
         "--save-eval-step", 1, "--gpu", gpu,
     )  # fmt: skip
     from vshard.train.pictures import demo_picture

@@ -32,7 +32,9 @@ _DEFAULT = GenerateOptions("video", Path())
     show_default=True,
     help="Depth model, by its iw3 name. Built in: Parallax.",
 )
-@click.option("--resolution", type=int, help="Short side of the depth model's input.")
+@click.option(
+    "--resolution", type=int, help="Short side of a learned depth model's input; Parallax has none."
+)
 @click.option(
     "--max-fps",
     type=float,

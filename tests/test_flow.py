@@ -95,7 +95,7 @@ def bad_generate(folder: Path, clip: Path) -> dict[str, tuple[list[str], str]]:
         "seq": ([str(clip), "-o", out, "--seq", "8", "--batch-size", "1"], "--seq 8: allowed is 12 or more"),
         "hub model": (
             [str(clip), "-o", out, "--model-type", "Any_B"],
-            "--model-type Any_B: this version cannot",
+            "--model-type Any_B: this version of vshard cannot",
         ),
         "unserved model": ([str(clip), "-o", out, "--model-type", "ZoeD_Any_N"], "--model-type ZoeD_Any_N"),
         "unknown model": ([str(clip), "-o", out, "--model-type", "Bogus"], "no such depth model"),

@@ -61,7 +61,7 @@ def open_depth_model(name: str, resolution: int | None) -> DepthModel:
         return DepthModel(PARALLAX, metric=False, about=about, estimate=estimate_depth)
     if name in HUB_MODELS:
         raise DepthModelError(
-            f"--model-type {name}: this version cannot load it yet (it needs the transformers loader); "
+            f"--model-type {name}: this version of vshard cannot load it yet, whatever else is installed; "
             f"use {PARALLAX}, which is built in"
         )
     if name in UNSERVED_MODELS:

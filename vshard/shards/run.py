@@ -29,6 +29,8 @@ from ..records.record import remove_record, write_record
 from .write import Position, ShardWriter
 
 SCHEMA = "vshard.run/1"
+# Frames are resized to a short side of 720 or 1080.
+SMALL_SIDE_PX = 720
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
     sequences = plan_run(info, options)
     choose_device(options.gpu)
     open_depth_model(options.model_type, options.resolution)
+    if min(info.width, info.height) < SMALL_SIDE_PX:
+        report.warn(
+            f"{info.path.name} is {info.width}x{info.height}: its frames are enlarged to 720 or 1080 lines and will be "
+            "blurred; 1080p is best"
+        )
     make_folder(options.output)
     state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
     make_folder(state_path.parent)

@@ -52,7 +52,10 @@ def record_sheet(split: Split, count: int) -> Image.Image:
             tinted(decode_png(data, name), mask) for (name, data), mask in zip(colours, masks, strict=True)
         ]
         area = np.mean([np.count_nonzero(mask) / mask.size for mask in masks])
-        caption = f"{split.keys[record]}   frames {', '.join(map(str, frames))} and a mask   holes {area:.1%}"
+        caption = (
+            f"{split.keys[record]}   frames {', '.join(map(str, frames))} and the mask of frame {frames[-1]}   "
+            f"holes {area:.1%} of these frames"
+        )
         draw.text((4, row * row_px + 3), caption, fill="black")
         for column, tile in enumerate([*tiles, masks[-1]]):
             image = Image.fromarray(tile).convert("RGB").resize((TILE_PX, TILE_PX), Image.Resampling.BOX)

@@ -70,6 +70,8 @@ def demo_picture(split: Path, pictures: Path, output: Path) -> None:
     picture = Image.new("RGB", (rows[0].shape[1], _TITLE_PX + side * len(rows)), "white")
     picture.paste(Image.fromarray(np.concatenate(rows)), (0, _TITLE_PX))
     draw = ImageDraw.Draw(picture)
-    for column, title in enumerate(("frame, holes coloured", "mask", "network: input", "output", "target")):
+    for column, title in enumerate(
+        ("frame, holes coloured", "mask", "network: input", "output, barely trained", "target")
+    ):
         draw.text((column * side + 4, 5), title, fill="black")
     write_file(output, encode_png(np.asarray(picture)))
