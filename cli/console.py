@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Console:
         self._what, self._unit = what, unit
         self._total = total
         self._started = self._logged = time.monotonic()
-        if not sys.stderr.isatty():
+        if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
             self.say(f"{what}: {total if total is not None else '?'} {unit}")
             return
         from rich import console, progress
@@ -64,7 +64,9 @@ class Console:
     def say(self, line: str) -> None:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
-        else:
+            return
+        # A closed or full standard error must not stop the work.
+        with suppress(OSError, ValueError, AttributeError):
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def warn(self, line: str) -> None:

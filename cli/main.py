@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -16,6 +17,8 @@ from vshard import __version__
 from .table import COMMANDS
 
 STOPPED = 130
+# Set this variable to see the traceback of an error that is a fault of vshard's.
+DEBUG = "VSHARD_DEBUG"
 
 
 class LazyGroup(click.Group):
@@ -67,14 +70,11 @@ def run(arguments: list[str]) -> int:
 
     try:
         vshard.main(arguments, prog_name="vshard", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _complain("stopped; what was finished is kept, the same command goes on from there")
+        _complain("stopped; run the same command again")
         return STOPPED
     except StoppedError as error:
         _complain(str(error))
@@ -82,12 +82,22 @@ def run(arguments: list[str]) -> int:
     except VshardError as error:
         _complain(f"error: {error}")
         return 1
-    except BrokenPipeError:
-        # Somebody closed our output (`vshard … | head`): nothing more to say, and no noise at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # Somebody closed our output (`vshard … | head`): nothing more to say, and no noise at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        _complain(f"error: {error.filename or 'the output'}: {error.strerror or error}")
+        return 1
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        kind = type(error).__name__
+        _complain(f"error: unexpected {kind}: {str(error)[:300]}; please report it with what {DEBUG}=1 shows")
         return 1
     return 0
 
 
 def _complain(line: str) -> None:
-    click.echo("vshard: " + " ".join(line.split("\n")), err=True)
+    with suppress(OSError, ValueError):
+        click.echo("vshard: " + " ".join(line.split("\n")), err=True)

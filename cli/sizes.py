@@ -14,4 +14,7 @@ def byte_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
     if match is None or match[2].upper() not in _UNITS:
         raise click.BadParameter(f"{text!r} is not a size; write for example 1GB, 250MB or 1000000")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if size > 2**62:
+        raise click.BadParameter(f"{text!r} is too large a size")
+    return int(size)

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from making import make_record
 from vshard_cli.main import run
 from vshard_cli.sizes import byte_size
 
 from vshard import __version__
+from vshard.records.record import write_record
 
 
 def test_help_lists_every_command_without_importing_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,3 +59,32 @@ def test_demo_touches_no_folder_of_others(tmp_path: Path, capsys: pytest.Capture
     assert run(["demo", "-o", str(tmp_path)]) == 1
     assert "was not made by vshard demo" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes a stream")
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full"])
+def test_a_closed_standard_error_does_not_stop_the_work(tmp_path: Path, where: str) -> None:
+    write_record(tmp_path / "train", make_record("a_000000"))
+    script = Path(sys.executable).with_name("vshard")
+    line = f'"{script}" pack "{tmp_path / "train"}" -o "{tmp_path / "out"}" {where}'
+    assert subprocess.run(["sh", "-c", line], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert (tmp_path / "out" / "train-000000.tar").exists()
+
+
+def test_a_fault_of_ours_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vshard.shards import pack
+
+    monkeypatch.setattr(pack, "pack", lambda *a, **k: 1 / 0)
+    assert run(["pack", "x", "-o", "y"]) == 1
+    assert capsys.readouterr().err.startswith("vshard: error: unexpected ZeroDivisionError")
+    monkeypatch.setenv("VSHARD_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run(["pack", "x", "-o", "y"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "0"])
+def test_absurd_rates(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "x.mp4", "-o", "y", "--max-fps", value]) == 1
+    assert "--max-fps" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def options(clip: Path, output: Path, **changes: object) -> GenerateOptions:
         shard_bytes=1 << 20,
     )
     return replace(chosen, **changes)
+
+
+class Listening(Silent):
+    """A report that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
 
 
 class KilledError(BaseException):
@@ -183,7 +194,7 @@ def test_two_at_once_are_refused(
     clip_path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(*arguments: object) -> Iterator[Made]:
-        with pytest.raises(OutputError, match="another vshard is making these records"):
+        with pytest.raises(OutputError, match="another vshard is making the records of"):
             run_generation(options(clip_path, tmp_path), Silent())
         return quick_records(*arguments)
 
@@ -194,9 +205,45 @@ def test_two_at_once_are_refused(
 def test_a_damaged_state_is_named(clip_path: Path, tmp_path: Path, quick: None) -> None:
     run_generation(options(clip_path, tmp_path), Silent())
     (state,) = (tmp_path / ".vshard").glob("*.json")
-    state.write_text("{}")
-    with pytest.raises(ValueError, match="is not a run's state"):
-        run_generation(options(clip_path, tmp_path), Silent())
+    whole = json.loads(state.read_bytes())
+    for content in ("{}", "5", "null", "[" * 100_000, json.dumps(whole | {"finished": -1})):
+        state.write_text(content)
+        with pytest.raises(ValueError, match="is not a run's state"):
+            run_generation(options(clip_path, tmp_path), Silent())
+    assert run_generation(options(clip_path, tmp_path, overwrite=True), Silent()).complete
+
+
+def test_a_damaged_unfinished_shard_is_named_and_made_again_with_overwrite(
+    clip_path: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = options(clip_path, tmp_path, format="shards", shard_bytes=1 << 30)
+
+    def stopping(*arguments: object) -> Iterator[Made]:
+        for made in quick_records(*arguments):
+            if made.sequence == 2:
+                raise KilledError
+            yield made
+
+    monkeypatch.setattr(generate, "generate_records", stopping)
+    with pytest.raises(KilledError):
+        run_generation(wanted, Silent())
+    monkeypatch.setattr(generate, "generate_records", quick_records)
+    (part,) = tmp_path.glob("*.tar.part")
+    part.write_bytes(b"damaged!" + part.read_bytes()[8:])
+    with pytest.raises(
+        ValueError, match="unfinished shard is damaged; run the same command with --overwrite"
+    ):
+        run_generation(wanted, Silent())
+    assert run_generation(replace(wanted, overwrite=True), Silent()).records == 7
+
+
+def test_records_that_are_gone_are_missed(clip_path: Path, tmp_path: Path, quick: None) -> None:
+    run_generation(options(clip_path, tmp_path, format="dirs"), Silent())
+    for folder in tmp_path.glob("t_*"):
+        shutil.rmtree(folder)
+    report = Listening()
+    run_generation(options(clip_path, tmp_path, format="dirs"), report)
+    assert any("no longer here; --overwrite" in line for line in report.warned)
 
 
 def test_a_short_video_leaves_nothing(clip_path: Path, tmp_path: Path) -> None:

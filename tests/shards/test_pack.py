@@ -18,11 +18,22 @@ from PIL import Image
 from vshard.base.errors import DatasetError, OptionError, OutputError, RecordError, ShardError
 from vshard.base.report import Silent
 from vshard.records.png import decode_png
-from vshard.records.record import write_record
+from vshard.records.record import Record, write_record
+from vshard.shards import pack as module
 from vshard.shards.index import index_path, load_index, scan_shard
 from vshard.shards.pack import pack, unpack
 
 SHARD_BYTES = 1 << 20
+
+
+class Listening(Silent):
+    """A report that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -127,14 +138,13 @@ def test_packing_again_changes_nothing_and_other_records_are_refused(folders: Pa
     with pytest.raises(OutputError, match="is there already"):
         pack_all(folders, out, shard_bytes=100 * SHARD_BYTES)
     assert tree(out) == before
-    assert not (out / ".vshard").exists()
 
 
 def test_a_damaged_record_stops_packing_and_leaves_nothing(folders: Path, tmp_path: Path) -> None:
     (folders / "a_000004" / "0005_M.png").unlink()
     with pytest.raises(RecordError, match="a_000004"):
         pack_all(folders, tmp_path / "shards")
-    assert list((tmp_path / "shards").iterdir()) == []
+    assert tree(tmp_path / "shards") == {}
 
 
 def test_what_cannot_be_packed(tmp_path: Path) -> None:
@@ -189,7 +199,7 @@ def test_a_strangers_archive_writes_nothing(tmp_path: Path, member: tarfile.TarI
 def test_a_record_in_pieces_or_twice_is_refused(tmp_path: Path) -> None:
     frame = make_record("a").frames[0]
     pieces = [(named(f"{key}.0000_{kind}.png"), frame) for key, kind in (("a", "C"), ("b", "C"), ("a", "M"))]
-    with pytest.raises(ShardError, match="without masks|in pieces"):
+    with pytest.raises(ShardError, match="is not whole|in pieces"):
         unpack([evil(tmp_path / "p.tar", *pieces)], tmp_path / "out", Silent())
 
 
@@ -210,3 +220,119 @@ def test_no_such_shard(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="cannot be read"):
         unpack([tmp_path / "none.tar"], tmp_path / "out", Silent())
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_records_is_named_and_a_record_without_its_first_frame_is_an_error(
+    folders: Path, tmp_path: Path
+) -> None:
+    (folders / "a_000002" / "notes.txt").write_text("mine")
+    report = Listening()
+    pack(folders, tmp_path / "one", name="train", shard_bytes=SHARD_BYTES, report=report)
+    assert any("1 files that are no record's" in line and "notes.txt" in line for line in report.warned)
+    (folders / "a_000002" / "0000_C.png").unlink()
+    with pytest.raises(RecordError, match="a_000002.*do not pair up"):
+        pack_all(folders, tmp_path / "two")
+
+
+def test_a_damaged_picture_is_not_packed(folders: Path, tmp_path: Path) -> None:
+    picture = folders / "a_000001" / "0003_C.png"
+    data = bytearray(picture.read_bytes())
+    data[len(data) // 2] ^= 1
+    picture.write_bytes(data)
+    with pytest.raises(RecordError, match=r"0003_C\.png: damaged"):
+        pack_all(folders, tmp_path / "shards")
+
+
+def test_metadata_that_only_a_shard_may_hold_is_not_lost(folders: Path, tmp_path: Path) -> None:
+    (folders / "a_000001" / "meta.json").write_text(
+        '{"schema": "vshard.record/1", "derived": true, "mine": 1}'
+    )
+    with pytest.raises(RecordError, match="says that it was derived"):
+        pack_all(folders, tmp_path / "shards")
+
+
+def test_a_device_or_a_link_to_one_is_not_read(folders: Path, tmp_path: Path) -> None:
+    picture = folders / "a_000001" / "0003_C.png"
+    picture.unlink()
+    picture.mkdir()
+    with pytest.raises(RecordError, match="is no plain file"):
+        pack_all(folders, tmp_path / "shards")
+
+
+@pytest.mark.parametrize("size", [-512, -(1 << 40)])
+def test_a_member_of_negative_size_is_refused(folders: Path, tmp_path: Path, size: int) -> None:
+    (shard, *_) = pack_all(folders, tmp_path / "shards")
+    data = bytearray(shard.read_bytes())
+    second = load_index(shard).records[0].members[1].offset - 512
+    header = tarfile.TarInfo.frombuf(bytes(data[second : second + 512]), "utf-8", "strict")
+    header.size = 0
+    raw = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    raw[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    raw[148:156] = b"        "
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    data[second : second + 512] = raw
+    shard.write_bytes(data)
+    index_path(shard).unlink()
+    with pytest.raises(ShardError):
+        unpack([shard], tmp_path / "out", Silent())
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", [1 << 34, 1 << 62])
+def test_a_header_of_absurd_size_takes_no_memory(tmp_path: Path, kind: bytes, size: int) -> None:
+    info = named("a.json", kind)
+    info.size = size
+    (tmp_path / "bomb.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(ShardError, match=r"bomb\.tar"):
+        unpack([tmp_path / "bomb.tar"], tmp_path / "out", Silent())
+
+
+def test_unpacking_believes_the_tar_and_not_an_index_that_lies(folders: Path, tmp_path: Path) -> None:
+    (shard, *others) = pack_all(folders, tmp_path / "shards")
+    index = json.loads(index_path(shard).read_bytes())
+    members = index["records"][0][2]
+    members[1][1:], members[3][1:] = members[3][1:], members[1][1:]
+    index_path(shard).write_text(json.dumps(index))
+    unpack([shard, *others], tmp_path / "again", Silent())
+    assert tree(tmp_path / "again") == tree(folders)
+
+
+def test_members_twice_and_two_tars_in_one_are_refused(folders: Path, tmp_path: Path) -> None:
+    (shard, *_) = pack_all(folders, tmp_path / "shards")
+    record = load_index(shard).records[0]
+    data = shard.read_bytes()
+    first = data[: record.members[2].offset + -(-record.members[2].length // 512) * 512]
+    (tmp_path / "twice.tar").write_bytes(first + data[record.members[1].offset - 512 :])
+    (tmp_path / "joined.tar").write_bytes(data + data)
+    for name, message in (("twice.tar", "is not whole"), ("joined.tar", "behind its end mark")):
+        with pytest.raises(ShardError, match=message):
+            unpack([tmp_path / name], tmp_path / "out", Silent())
+
+
+def test_an_impossible_index_is_made_again(folders: Path, tmp_path: Path) -> None:
+    (shard, *_) = pack_all(folders, tmp_path / "shards")
+    whole = load_index(shard)
+    for spoil in (
+        lambda r: r.append(r[0]),
+        lambda r: r[0][2].pop(),
+        lambda r: r[0][2][3].__setitem__(1, r[0][2][1][1]),
+        lambda r: r[0][2][3].__setitem__(1, float("inf")),
+    ):
+        index = json.loads(whole.to_bytes())
+        spoil(index["records"])
+        index_path(shard).write_text(json.dumps(index))
+        assert load_index(shard) == whole
+
+
+def test_two_packs_at_once_are_refused(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.read_folder
+
+    def meanwhile(folder: Path) -> Record:
+        with pytest.raises(OutputError, match="another vshard is packing train now"):
+            pack_all(folders, tmp_path / "shards")
+        return real(folder)
+
+    monkeypatch.setattr(module, "read_folder", meanwhile)
+    assert pack_all(folders, tmp_path / "shards")

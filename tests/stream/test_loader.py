@@ -5,6 +5,9 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +147,48 @@ def test_the_pipeline_can_be_sent_to_a_spawned_process(folders: Path) -> None:
     stages = (Positions(np.arange(4), 0), TrainingSamples(split, 1, 1))
     again = pickle.loads(pickle.dumps(webdataset.DataPipeline(*stages)))
     assert [sample.key for sample in again] == split.keys.tolist()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_workers_end_with_a_killed_trainer(folders: Path) -> None:
+    code = f"""
+import multiprocessing, time, numpy, pathlib
+from vshard.stream.loader import training_loader
+from vshard.stream.split import open_split
+split = open_split(pathlib.Path({str(folders)!r}))
+loader = training_loader(split, numpy.zeros(10000, int), seed=1, epoch=1, start=0, workers=2)
+next(loader)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(60)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    pids = [int(word) for word in trainer.stdout.readline().split()]
+    assert len(pids) == 2
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(running(pid) for pid in pids)
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_leaving_a_loader_early_takes_no_time(folders: Path) -> None:
+    split = open_split(folders)
+    loader = training_loader(split, np.zeros(1000, np.int64), seed=1, epoch=1, start=0, workers=2)
+    next(loader)
+    time.sleep(1)  # let the workers fill what they may
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 4  # torch alone waits 5 seconds a worker
+    assert multiprocessing.active_children() == []

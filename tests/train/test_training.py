@@ -11,14 +11,14 @@ import torch
 from making import make_record
 from PIL import Image
 
-from vshard.base.errors import CheckpointError, DatasetError, OptionError
+from vshard.base.errors import CheckpointError, DatasetError, OptionError, OutputError
 from vshard.base.report import Silent
 from vshard.base.stopping import StoppedError, StopRequest
 from vshard.records.record import write_record
 from vshard.stream.samples import evaluation_sample
 from vshard.stream.split import open_split
 from vshard.train import run as module
-from vshard.train.checkpoint import load_checkpoint, load_model
+from vshard.train.checkpoint import load_checkpoint, load_model, save_model
 from vshard.train.network import ARCHITECTURES
 from vshard.train.plan import TrainOptions
 from vshard.train.run import TrainingError, train
@@ -109,6 +109,7 @@ def test_a_run_leaves_models_pictures_and_losses(data: Path, tmp_path: Path) -> 
     assert rows[0] == "epoch,train_loss,eval_loss"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
     fresh = module._Run(options(data, tmp_path / "fresh"), Silent(), StopRequest())
+    fresh.begin()
     assert result.best_loss < fresh._evaluate(), "training makes the evaluation loss smaller"
 
 
@@ -246,7 +247,7 @@ def test_other_data_starts_the_epoch_over(
     monkeypatch.setattr(module._Run, "_step", step)
     write_record(changed / "train", make_record("b_000000", size=256))
     report = Listening()
-    module._Run(options(changed, tmp_path / "m", resume=True), report, StopRequest())
+    module._Run(options(changed, tmp_path / "m", resume=True), report, StopRequest()).begin()
     assert any("epoch 1 starts over" in line for line in report.warned)
 
 
@@ -273,8 +274,8 @@ def test_what_cannot_be_trained(data: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"video": False}, "add --video"),
-        ({"max_epoch": 0}, "--max-epoch 0: allowed is 1 or more"),
-        ({"num_samples": 11}, "--num-samples 11: allowed is 12 or more"),
+        ({"max_epoch": 0}, "--max-epoch 0: allowed is 1 to 1000000"),
+        ({"num_samples": 11}, "--num-samples 11: allowed is 12 to 1000000000"),
         ({"learning_rate": float("nan")}, "--learning-rate nan"),
         ({"reset_state": True}, "goes with --resume"),
         ({"num_workers": -1}, "--num-workers -1"),
@@ -326,3 +327,32 @@ def test_losses_that_are_not_numbers_are_left_out_and_stop_in_the_end(
     monkeypatch.setattr(module, "loss_by_name", lambda name: lambda z, y: real(z, y) * float("nan"))
     with pytest.raises(TrainingError, match="smaller --learning-rate"):
         train(options(data, tmp_path / "b", max_epoch=1), Silent())
+
+
+def test_weights_that_are_not_numbers_are_never_saved(data: Path, tmp_path: Path) -> None:
+    train(options(data, tmp_path, max_epoch=1), Silent())
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
+    with pytest.raises(TrainingError, match="smaller --learning-rate"):
+        train(options(data, tmp_path, max_epoch=2, learning_rate=1e30), Silent())
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth*")}
+    assert set(before.values()) <= set(kept.values()), "the older run's files are kept"
+    model = load_model(tmp_path / f"{NAME}.checkpoint.pth")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    save_model(tmp_path / "nan.pth", model)
+    with pytest.raises(CheckpointError, match="not all numbers"):
+        train(options(data, tmp_path / "m", checkpoint_file=tmp_path / "nan.pth"), Silent())
+
+
+def test_two_trainings_in_one_folder_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = module._Run._step
+
+    def meanwhile(self: module._Run, pending: list[torch.Tensor]) -> None:
+        with pytest.raises(OutputError, match="another vshard is training here"):
+            train(options(data, tmp_path), Silent())
+        step(self, pending)
+
+    monkeypatch.setattr(module._Run, "_step", meanwhile)
+    train(options(data, tmp_path, max_epoch=1), Silent())

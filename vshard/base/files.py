@@ -25,14 +25,14 @@ FINGERPRINT_BLOCKS = 16
 FINGERPRINT_BLOCK_BYTES = 1 << 16
 
 _ADVICE = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again (train: with --resume)",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again (train: with --resume)",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; choose a folder you may write to",
     errno.EPERM: "permission denied; choose a folder you may write to",
     errno.ENOTDIR: "a part of this path is a file; choose another folder",
     errno.EEXIST: "a file of this name is in the way; remove it or choose another folder",
-    errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
+    errno.EISDIR: "a folder or device of this name is in the way; choose another name",
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter prefix",
 }
 
@@ -53,9 +53,9 @@ def make_folder(path: Path) -> Path:
     """Create ``path`` and its parents and check that files can be made in it; return ``path``."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".vshard-write-test-{os.getpid()}"
+        probe = path / ".vshard-write-test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     return path
 
 
@@ -93,14 +93,17 @@ def finish_file(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` whole or not at all."""
+    """Write ``data`` to ``path`` whole or not at all; a link is followed, a folder or device is refused."""
+    path = path.resolve()
     with writing(path):
+        if path.exists() and not path.is_file():
+            raise IsADirectoryError(errno.EISDIR, "not a plain file")
         try:
             part_of(path).write_bytes(data)
+            finish_file(path)
         except OSError:
             part_of(path).unlink(missing_ok=True)
             raise
-    finish_file(path)
 
 
 def write_folder(path: Path, files: dict[str, bytes], *, scratch: Path) -> None:

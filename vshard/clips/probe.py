@@ -6,6 +6,7 @@ that planning needs. Costs one pass over the file's packets (the disk's speed; n
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -69,14 +70,21 @@ def open_video(path: Path) -> Any:
     """
     import av
 
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if not there:
         raise VideoError(f"{path}: no such video file; check the path")
     if path.is_dir():
         raise VideoError(f"{path}: is a folder; give one video file")
+    if not path.is_file():
+        raise VideoError(f"{path}: is no plain file; give a video file")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty; copy or download it again")
     try:
-        container = av.open(str(path))
+        # With its protocol spelt out, a colon in a file's name is no other protocol.
+        container = av.open(f"file:{path}")
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(
@@ -122,7 +130,7 @@ def probe(path: Path) -> VideoInfo:
             )
         _check_whole(path, container, stream, pts)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
-        rotation = _rotation(container, stream)
+        rotation = _rotation(path, container, stream)
         width, height = round(codec.width * aspect), codec.height
         if rotation in (90, 270):
             width, height = height, width
@@ -179,9 +187,9 @@ def _packet_times(container: Any, stream: Any) -> np.ndarray | None:
 def _check_whole(path: Path, container: Any, stream: Any, pts: np.ndarray) -> None:
     """Compare what the container declares with the packets that are there."""
     declared = stream.duration * stream.time_base if stream.duration else None
-    if declared is None and (text := stream.metadata.get("DURATION")):
-        hours, minutes, seconds = text.split(":")
-        declared = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    text = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if declared is None and text:
+        declared = int(text[1]) * 3600 + int(text[2]) * 60 + float(text[3])
     if declared is None and len(container.streams) == 1 and container.duration:
         declared = container.duration / 1_000_000
     start = stream.start_time if stream.start_time is not None else int(pts[0])
@@ -195,7 +203,7 @@ def _check_whole(path: Path, container: Any, stream: Any, pts: np.ndarray) -> No
         )
 
 
-def _rotation(container: Any, stream: Any) -> int:
+def _rotation(path: Path, container: Any, stream: Any) -> int:
     """Give the clockwise turn in degrees (0, 90, 180, 270) that shows the picture upright."""
     import av
 
@@ -204,11 +212,11 @@ def _rotation(container: Any, stream: Any) -> int:
         frame = next(iter(container.decode(stream)))
     except (StopIteration, av.error.FFmpegError) as error:
         raise VideoError(
-            f"{container.name}: not one frame can be decoded; the file is damaged or its codec is not supported"
+            f"{path}: not one frame can be decoded; the file is damaged or its codec is not supported"
         ) from error
     if frame.interlaced_frame:
         raise VideoError(
-            f"{container.name}: is interlaced, which is not supported yet; deinterlace it first: "
+            f"{path}: is interlaced, which is not supported yet; deinterlace it first: "
             "ffmpeg -i IN -vf bwdif OUT.mp4"
         )
     # PyAV gives the display matrix's counter-clockwise angle.

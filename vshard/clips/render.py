@@ -46,6 +46,7 @@ Painter = Callable[[np.random.Generator, int, int], Floats]
 
 # motion: the camera's speed along x and z, metres a second
 MOTIONS = {"pan": (1.1, 0.0), "walk": (0.0, 1.3), "objects": (0.1, 0.0)}
+LARGEST_SIDE = 4096
 EYE_METRES = 1.6
 FOCAL_BY_WIDTH = 0.866  # 60 degrees from side to side
 FAR_METRES = 1000.0  # sky and mountains; where the ground ends
@@ -81,8 +82,9 @@ class RenderOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("width", "height"):
-            if getattr(self, name) < 64 or getattr(self, name) % 2:
-                raise OptionError(f"{name} is {getattr(self, name)}: choose an even number from 64 up")
+            if not 64 <= getattr(self, name) <= LARGEST_SIDE or getattr(self, name) % 2:
+                found = getattr(self, name)
+                raise OptionError(f"{name} is {found}: choose an even number from 64 to {LARGEST_SIDE}")
         for name in ("fps", "frames"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is {getattr(self, name)}: choose a number from 1 up")

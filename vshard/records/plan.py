@@ -17,6 +17,8 @@ SIZE_MIN_PX = 256
 # Frames are resized to a short side of 720 or 1080, and a square can come out a pixel short of it (facts of the
 # original, section 12): no larger crop fits every sequence.
 SIZE_MAX_PX = 719
+# Frames are enlarged to a short side of up to 1080: a longer picture would take all memory.
+ASPECT_MAX = 6
 FORMATS = ("both", "dirs", "shards")
 DEFAULT_SHARD_BYTES = 1_000_000_000
 
@@ -56,7 +58,7 @@ class GenerateOptions:
         """
         for option, value, least, most in (
             ("--seq", self.seq, SEQ_MIN, None),
-            ("--max-fps", self.max_fps, 0.01, None),
+            ("--max-fps", self.max_fps, 0.01, 1000),
             ("--skip-first", self.skip_first, 0, None),
             ("--skip-interval", self.skip_interval, 0, None),
             ("--batch-size", self.batch_size, 1, None),
@@ -65,13 +67,13 @@ class GenerateOptions:
             ("--divergence-level", self.divergence_level, 1, 3),
             ("--shard-size", self.shard_bytes, 1 << 20, None),
         ):
-            if value < least or (most is not None and value > most):
+            if not value >= least or (most is not None and value > most):
                 allowed = f"{least} to {most}" if most is not None else f"{least} or more"
                 raise OptionError(f"{option} {value}: allowed is {allowed}{_why(option)}")
         if self.seq % self.batch_size:
             raise OptionError(
-                f"--batch-size {self.batch_size}: must divide --seq {self.seq} without a rest; "
-                "choose 1, 2, 4, 8 or 16 for 16 frames"
+                f"--batch-size {self.batch_size}: must divide --seq {self.seq} without a rest; choose one of "
+                + ", ".join(str(size) for size in range(1, self.seq + 1) if self.seq % size == 0)
             )
         if self.format not in FORMATS:
             raise OptionError(f"--format {self.format}: allowed are {', '.join(FORMATS)}")
@@ -98,6 +100,10 @@ def plan_run(info: VideoInfo, options: GenerateOptions) -> list[Sequence]:
     Raises:
         VideoError: the video is too short for one sequence.
     """
+    if max(info.width, info.height) > ASPECT_MAX * min(info.width, info.height):
+        raise VideoError(
+            f"{info.path}: is {info.width}x{info.height}; one side may be at most {ASPECT_MAX} times the other"
+        )
     sequences = plan_sequences(
         info,
         seq=options.seq,

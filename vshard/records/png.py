@@ -81,6 +81,15 @@ def decode_png(data: bytes, name: str, *, stop_row: int | None = None) -> np.nda
     return _decode_general(data, name)[:stop]
 
 
+def check_png(data: bytes, name: str) -> None:
+    """Check that a PNG is whole and every chunk's CRC is right, without decoding it.
+
+    Raises:
+        RecordError: as :func:`decode_png`.
+    """
+    _parse(data, name)
+
+
 def png_size(data: bytes, name: str) -> tuple[int, int]:
     """Give (height, width) in pixels from a PNG's first bytes (33 are enough).
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from ..base import files
 from ..base.errors import RecordError
 from . import names
-from .png import png_size
+from .png import check_png, png_size
 
 SCHEMA = "vshard.record/1"
 # Far above any real record file, far below what would hurt: bounds memory before a byte is read.
@@ -101,6 +102,9 @@ def from_files(key: str, contents: dict[str, bytes], where: str) -> Record:
         )
     frames = tuple(contents[names.frame_file(i)] for i in range(count))
     masks = tuple(contents[names.mask_file(i)] for i in range(count))
+    for name, data in contents.items():
+        if name != names.METADATA_FILE:
+            check_png(data, f"{where}/{name}")
     metadata = contents.get(names.METADATA_FILE)
     if metadata is None:
         height, width = png_size(frames[0], f"{where}/{names.frame_file(0)}")
@@ -120,7 +124,7 @@ def list_record_folders(split: Path) -> list[Path]:
     """
     folders = []
     for folder in sorted(split.iterdir()):
-        if not folder.is_dir() or not (folder / names.frame_file(0)).is_file():
+        if not folder.is_dir() or not any(names.is_frame_or_mask(path.name) for path in folder.iterdir()):
             continue
         if not names.is_record_key(folder.name):
             raise RecordError(
@@ -138,14 +142,42 @@ def read_folder(folder: Path) -> Record:
         RecordError: as :func:`from_files`, or a file is larger than 256 MiB.
     """
     contents = {}
-    for path in sorted(folder.iterdir()):
-        if path.name == names.METADATA_FILE or names.is_frame_or_mask(path.name):
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise RecordError(
-                    f"{path}: has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read"
-                )
-            contents[path.name] = path.read_bytes()
-    return from_files(folder.name, contents, str(folder))
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.name == names.METADATA_FILE or names.is_frame_or_mask(path.name):
+                contents[path.name] = read_plain_file(path)
+    except OSError as error:
+        raise RecordError(f"{error.filename}: cannot be read ({error.strerror}); check the record") from error
+    record = from_files(folder.name, contents, str(folder))
+    if names.METADATA_FILE in contents and record.derived:
+        raise RecordError(
+            f"{folder / names.METADATA_FILE}: says that it was derived, as only a shard's may; remove this file"
+        )
+    return record
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Give what lies in a record's folder and is no part of the record."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name != names.METADATA_FILE and not names.is_frame_or_mask(path.name)
+    )
+
+
+def read_plain_file(path: Path) -> bytes:
+    """Read a file of a record that is a plain file of at most 256 MiB.
+
+    Raises:
+        RecordError: it is not.
+        OSError: it cannot be read.
+    """
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
+        raise RecordError(
+            f"{path}: is no plain file of at most {MAX_FILE_BYTES} bytes; remove it or the record"
+        )
+    return path.read_bytes()
 
 
 def write_record(split: Path, record: Record) -> None:

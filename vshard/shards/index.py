@@ -11,8 +11,9 @@ import hashlib
 import json
 import tarfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from ..base.errors import ShardError
 from ..records import names
@@ -20,6 +21,7 @@ from ..records.record import MAX_FILE_BYTES, metadata_digest
 
 SCHEMA = "vshard.index/1"
 MAX_INDEX_BYTES = 1 << 28
+MAX_HEADER_BYTES = 1 << 20
 BLOCK_BYTES = 512
 
 
@@ -103,6 +105,11 @@ def scan_shard(shard: Path) -> ShardIndex:
                 raise ShardError(
                     f"{shard}: is cut off (no end mark after {end} bytes); fetch or pack it again"
                 )
+            while block := file.read(1 << 20):
+                if block.strip(b"\0"):
+                    raise ShardError(
+                        f"{shard}: has data behind its end mark (two tars in one?); pack it again"
+                    )
             file.seek(0)
             digest = hashlib.blake2b(digest_size=16)
             while block := file.read(1 << 20):
@@ -126,14 +133,15 @@ def scan_records(file: BinaryIO, name: str, stop: int | None = None) -> tuple[tu
 
     def close_record() -> None:
         if key:
-            entry = RecordEntry(key, digest, tuple(members))
-            if len(members) != 1 + 2 * entry.frame_count and len(members) != 2 * entry.frame_count:
-                raise ShardError(f"{name}: record {key} has frames without masks; pack it again")
-            records.append(entry)
+            records.append(RecordEntry(key, digest, tuple(members)))
+            if not _is_whole(records[-1]):
+                raise ShardError(
+                    f"{name}: record {key} is not whole (each frame once with its mask, from 0000 on); pack it again"
+                )
 
     file.seek(0)
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  (the file is the caller's)
+        tar = tarfile.open(fileobj=cast("IO[bytes]", _HeaderReader(file)), mode="r:")  # noqa: SIM115  (the caller's)
         while (stop is None or end < stop) and (info := tar.next()) is not None:
             plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
             parts = names.split_member(info.name) if plain else None
@@ -146,6 +154,10 @@ def scan_records(file: BinaryIO, name: str, stop: int | None = None) -> tuple[tu
                 raise ShardError(
                     f"{name}: member {info.name!r} has {info.size} bytes, at most {MAX_FILE_BYTES} allowed"
                 )
+            if info.size < 0 or info.offset_data < end:
+                raise ShardError(
+                    f"{name}: member {info.name!r} has an impossible size; fetch or pack it again"
+                )
             if parts[0] != key:
                 close_record()
                 key, members, digest = parts[0], [], ""
@@ -157,7 +169,7 @@ def scan_records(file: BinaryIO, name: str, stop: int | None = None) -> tuple[tu
             if parts[1] == names.METADATA_FILE:
                 file.seek(info.offset_data)
                 digest = metadata_digest(file.read(info.size))
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(f"{name}: is not a whole tar file ({error}); fetch or pack it again") from error
@@ -182,17 +194,51 @@ def _read_index(path: Path) -> ShardIndex | None:
             for key, digest, members in content["records"]
         )
         return ShardIndex(str(content["shard"]), int(content["size_bytes"]), str(content["digest"]), records)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
+class _HeaderReader:
+    """What tarfile reads a tar through: it is after headers alone, so a large read is a trap."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+def _is_whole(record: RecordEntry) -> bool:
+    """Tell whether a record has each frame once, each with its mask, numbered from 0, and at most one metadata."""
+    files = [member.file for member in record.members if member.file != names.METADATA_FILE]
+    count = record.frame_count
+    wanted = {file for i in range(count) for file in (names.frame_file(i), names.mask_file(i))}
+    return (
+        count > 0
+        and set(files) == wanted
+        and len(files) == 2 * count
+        and len(record.members) - len(files) <= 1
+    )
+
+
 def _members_inside(index: ShardIndex) -> bool:
-    """Tell whether every entry of an index names a record's file inside the shard."""
-    return all(
-        names.split_member(names.member_name(record.key, member.file)) is not None
-        and member.offset >= 0
-        and 0 <= member.length <= MAX_FILE_BYTES
-        and member.offset + member.length <= index.size_bytes
-        for record in index.records
-        for member in record.members
+    """Tell whether an index is possible: whole records, each once, every file inside the shard and no two overlap."""
+    places = sorted((m.offset, m.length) for record in index.records for m in record.members)
+    apart = all(a[0] + a[1] <= b[0] for a, b in pairwise(places))
+    once = len({record.key for record in index.records}) == len(index.records)
+    return (
+        apart
+        and once
+        and all(map(_is_whole, index.records))
+        and all(
+            names.split_member(names.member_name(record.key, member.file)) is not None
+            and member.offset >= 0
+            and 0 <= member.length <= MAX_FILE_BYTES
+            and member.offset + member.length <= index.size_bytes
+            for record in index.records
+            for member in record.members
+        )
     )

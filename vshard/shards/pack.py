@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import DatasetError, OptionError, OutputError, RecordError, ShardError
 from ..base.files import make_folder
+from ..base.locks import only_one
 from ..base.report import Report
 from ..records import names
-from ..records.record import Record, from_files, list_record_folders, read_folder, write_record
-from .index import ShardIndex, index_path, load_index
+from ..records.record import Record, from_files, list_record_folders, other_files, read_folder, write_record
+from .index import ShardIndex, index_path, load_index, scan_shard
 from .write import Position, ShardWriter
 
 _SHARD_BYTES_MIN = 1 << 20
@@ -51,12 +53,22 @@ def pack(source: Path, output: Path, *, name: str, shard_bytes: int, report: Rep
             "DATA/train, or make records with: vshard generate"
         )
     make_folder(output)
+    state = make_folder(output / names.STATE_FOLDER)
+    with only_one(state / f"pack-{name}.lock", f"packing {name}"):
+        return _pack(folders, source, output, name, shard_bytes, report)
+
+
+def _pack(
+    folders: list[Path], source: Path, output: Path, name: str, shard_bytes: int, report: Report
+) -> Packed:
     scratch = make_folder(output / names.STATE_FOLDER / f"pack-{name}")
     writer = ShardWriter(scratch, name, shard_bytes, Position())
+    left_out: list[Path] = []
     report.start(f"packing {source}", len(folders), "records")
     try:
         for done, folder in enumerate(folders, 1):
             writer.add(read_folder(folder))
+            left_out += other_files(folder)
             report.advance(done)
         writer.close()
         shards = _move_in(writer.finished, output, name)
@@ -64,6 +76,8 @@ def pack(source: Path, output: Path, *, name: str, shard_bytes: int, report: Rep
         writer.abandon()
         _remove_scratch(scratch)
     report.finish()
+    if left_out:
+        report.warn(f"{len(left_out)} files that are no record's were left out, the first is {left_out[0]}")
     return Packed(len(folders), shards, sum(shard.stat().st_size for shard in shards))
 
 
@@ -75,7 +89,8 @@ def unpack(shards: list[Path], output: Path, report: Report) -> int:
         RecordError: a folder of a record's name is there with other contents.
         OutputError: it cannot be written.
     """
-    indexes = [load_index(shard) for shard in shards]
+    # The tar itself, not the index beside it: what is unpacked is what is there.
+    indexes = [scan_shard(shard) for shard in shards]
     total = sum(len(index.records) for index in indexes)
     make_folder(output)
     report.start("unpacking", total, "records")
@@ -131,8 +146,4 @@ def _move_in(shards: list[Path], output: Path, name: str) -> tuple[Path, ...]:
 
 
 def _remove_scratch(scratch: Path) -> None:
-    for path in scratch.iterdir():
-        path.unlink()
-    scratch.rmdir()
-    if not any(scratch.parent.iterdir()):
-        scratch.parent.rmdir()
+    shutil.rmtree(scratch, ignore_errors=True)

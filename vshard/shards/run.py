@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..base.devices import choose_device
-from ..base.errors import OptionError, OutputError, RecordError, VshardError
+from ..base.errors import OptionError, OutputError, RecordError, ShardError, VshardError
 from ..base.files import make_folder, part_of, write_file, writing
+from ..base.locks import only_one
 from ..base.report import Report
 from ..clips.probe import VideoInfo, probe
 from ..depth.models import open_depth_model
 from ..records import names
 from ..records.plan import GenerateOptions, plan_run
 from ..records.record import remove_record, write_record
+from .index import scan_records
 from .write import Position, ShardWriter
 
 SCHEMA = "vshard.run/1"
@@ -75,12 +73,14 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
     make_folder(options.output)
     state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
     make_folder(state_path.parent)
-    with _only_one(state_path):
+    with only_one(state_path.with_suffix(".lock"), f"making the records of {options.stem}"):
         if options.overwrite and not _goes_on(state_path, options, info, len(sequences)):
             _remove_run(options.output, options.stem, state_path)
         state = _open_state(state_path, options, info, len(sequences))
         if state.complete:
             report.say(f"{options.stem}: already finished, nothing to do")
+            if state.records and not _outputs(options.output, options.stem):
+                report.warn("its records are no longer here; --overwrite makes them again")
             return state
         if not state_path.exists():
             # From here on there may be records, and this says whose they are.
@@ -131,34 +131,25 @@ def _run(
     return state
 
 
-@contextmanager
-def _only_one(state_path: Path) -> Iterator[None]:
-    """Hold the run's lock; the system lets go of it when a process dies, however it dies."""
-    lock = FileLock(state_path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(
-            f"{state_path.stem}: another vshard is making these records now; wait for it"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"cannot lock {lock.lock_file}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _goes_on(state_path: Path, options: GenerateOptions, info: VideoInfo, planned: int) -> bool:
     """Tell whether an unfinished run of the very same options is there, whole enough to go on with."""
     try:
         state = _open_state(state_path, options, info, planned)
     except VshardError:
         return False
-    part = part_of(options.output / names.shard_file(options.stem, state.shards.shards))
+    if state.complete:
+        return False
     shard = options.output / names.shard_file(options.stem, state.shards.shards)
-    size = max((path.stat().st_size for path in (part, shard) if path.exists()), default=0)
-    return not state.complete and size >= state.shards.part_bytes
+    for path in (part_of(shard), shard):
+        if state.shards.part_bytes and path.exists():
+            try:
+                with path.open("rb") as file:
+                    return (
+                        scan_records(file, str(path), state.shards.part_bytes)[1] == state.shards.part_bytes
+                    )
+            except (ShardError, OSError):
+                return False
+    return state.shards.part_bytes == 0
 
 
 def _open_state(state_path: Path, options: GenerateOptions, info: VideoInfo, planned: int) -> RunState:
@@ -193,12 +184,19 @@ def _open_state(state_path: Path, options: GenerateOptions, info: VideoInfo, pla
 def _read_state(state_path: Path) -> RunState:
     try:
         content = json.loads(state_path.read_bytes())
-        if content.pop("schema") != SCHEMA:
+        if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
             raise ValueError("unknown schema")
         content["shards"] = Position(**content["shards"])
         content["rejects"] = tuple(content["rejects"])
-        return RunState(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = RunState(**content)
+        counts = (state.planned, state.finished, state.records, state.shards.shards, state.shards.part_bytes)
+        if (
+            not all(isinstance(count, int) and count >= 0 for count in counts)
+            or state.finished > state.planned
+        ):
+            raise ValueError(f"impossible counts {counts}")
+        return state
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(
             f"{state_path}: is not a run's state ({error}); remove these records with --overwrite"
         ) from error

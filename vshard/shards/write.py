@@ -140,9 +140,15 @@ class ShardWriter:
             )
         self._file = part.open("r+b")
         self._file.truncate(part_bytes)
-        entries, end = scan_records(self._file, str(part), part_bytes)
+        try:
+            entries, end = scan_records(self._file, str(part), part_bytes)
+        except ShardError:
+            end = -1
         if end != part_bytes:
-            raise ShardError(f"{part}: is damaged; run the same command with --overwrite")
+            self.abandon()
+            raise ShardError(
+                f"{part}: this unfinished shard is damaged; run the same command with --overwrite"
+            )
         self._entries = list(entries)
         self._file.seek(0)
         while block := self._file.read(1 << 20):

@@ -6,7 +6,10 @@ the plan's order whatever the number of workers. What crosses the process border
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -102,6 +105,7 @@ def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, work
         worker_init_fn=_one_thread if workers else None,
         collate_fn=_as_it_is,
     )
+    others = set(multiprocessing.active_children())
     try:
         for loaded in loader:
             if isinstance(loaded, VshardError):
@@ -114,12 +118,26 @@ def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, work
             "a loader process died (killed, or out of memory); the same command with --resume goes on, with fewer "
             "--num-workers if memory is short"
         ) from error
+    finally:
+        # Left before its end, torch waits five seconds for each worker that is still handing over a sample.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
 
 
 def _one_thread(_worker: int) -> None:
     """A worker decodes on one thread, the trainer needs the others; and it leaves Ctrl-C to the trainer."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the trainer to end, however it ends, and end with it: a worker would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _as_it_is(loaded: Loaded) -> Loaded:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.errors import DatasetError, RecordError
 from ..records import names
-from ..records.record import MAX_FILE_BYTES, list_record_folders
+from ..records.record import list_record_folders, read_plain_file
 from ..shards.index import RecordEntry, load_index
 
 IN_FOLDER = -1
@@ -140,11 +140,7 @@ def read_files(split: Split, record: int, wanted: list[tuple[int, str]]) -> list
         if shard == IN_FOLDER:
             for frame, kind in wanted:
                 path = split.root / key / (names.frame_file(frame) if kind == "C" else names.mask_file(frame))
-                if path.stat().st_size > MAX_FILE_BYTES:
-                    raise RecordError(
-                        f"{path}: has {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read"
-                    )
-                found.append((str(path), path.read_bytes()))
+                found.append((str(path), read_plain_file(path)))
             return found
         path = split.shards[shard]
         with path.open("rb", buffering=0) as opened:

@@ -201,6 +201,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         # PyTorch writes checksums but does not compare them: a flipped bit would pass.
         with zipfile.ZipFile(path) as file:
+            # PyTorch stores without compressing; a compressed file could be a bomb.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise zipfile.BadZipFile("compressed")
             if file.testzip():
                 raise zipfile.BadZipFile("wrong checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -232,6 +235,10 @@ def _build(path: Path, content: dict[str, Any]) -> LightVideoInpaint:
     if name not in ARCHITECTURES:
         known = ", ".join(known for known in ARCHITECTURES if known.startswith("inpaint."))
         raise CheckpointError(f"{path}: holds the network {name!r}; vshard trains {known}")
+    width = getattr(weights.get("mask_bias"), "shape", ())
+    if kwargs.get("base_dim", 0) and tuple(width) != (1, kwargs["base_dim"], 1, 1):
+        # Before a network of that width takes any memory.
+        raise CheckpointError(f"{path}: its weights do not fit {name} with {kwargs}; give an unchanged file")
     try:
         # Files of the original may leave out what the name already says.
         model = LightVideoInpaint(**{**ARCHITECTURES[name], **kwargs})

@@ -51,18 +51,18 @@ class TrainOptions:
         """
         if not self.video:
             raise OptionError("training on still images is not supported: add --video")
-        for option, value, least in (
-            ("--max-epoch", self.max_epoch, 1),
-            ("--backward-step", self.backward_step, 1),
-            ("--eval-step", self.eval_step, 1),
-            ("--save-eval-step", self.save_eval_step, 1),
-            ("--num-samples", self.num_samples, FRAMES_A_SAMPLE),
-            ("--num-workers", self.workers, 0),
-            ("--checkpoint-minutes", self.checkpoint_minutes, 0),
-            ("--weight-decay", self.weight_decay, 0),
+        for option, value, least, most in (
+            ("--max-epoch", self.max_epoch, 1, 10**6),
+            ("--backward-step", self.backward_step, 1, 10**6),
+            ("--eval-step", self.eval_step, 1, 10**6),
+            ("--save-eval-step", self.save_eval_step, 1, 10**9),
+            ("--num-samples", self.num_samples, FRAMES_A_SAMPLE, 10**9),
+            ("--num-workers", self.workers, 0, 256),
+            ("--checkpoint-minutes", self.checkpoint_minutes, 0, 10**6),
+            ("--weight-decay", self.weight_decay, 0, 1000),
         ):
-            if not value >= least:
-                raise OptionError(f"{option} {value}: allowed is {least} or more")
+            if not least <= value <= most:
+                raise OptionError(f"{option} {value}: allowed is {least} to {most}")
         if not 0 < self.learning_rate < float("inf"):
             raise OptionError(f"--learning-rate {self.learning_rate}: allowed is a number above 0")
         if self.reset_state and not self.resume:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..base.devices import choose_device
 from ..base.errors import CheckpointError, VshardError
 from ..base.files import make_folder, write_file, writing
+from ..base.locks import only_one
 from ..base.report import Report
 from ..base.seeds import derived_seed
 from ..base.stopping import StoppedError, StopRequest, stop_request
@@ -90,7 +91,10 @@ def train(options: TrainOptions, report: Report) -> Trained:
         StoppedError: Ctrl-C or SIGTERM; everything up to the last step is saved.
     """
     with stop_request() as request:
-        return _Run(options, report, request).train()
+        run = _Run(options, report, request)
+        with only_one(make_folder(options.model_dir) / ".vshard.lock", "training here"):
+            run.begin()
+            return run.train()
 
 
 class _Run:
@@ -100,7 +104,7 @@ class _Run:
         self.options, self.report, self.request = options, report, request
         self.loss: Callable[[Tensor, Tensor], Tensor] = loss_by_name(options.loss)
         self.device = choose_device(options.gpu)
-        self.train_split, self.eval_split, left_out = open_dataset(options.data_dir)
+        self.train_split, self.eval_split, self.left_out = open_dataset(options.data_dir)
         self.model = self._first_weights().to(self.device)
         self.optimizer = create_optimizer(
             options.optimizer, self.model, options.learning_rate, options.weight_decay
@@ -114,7 +118,6 @@ class _Run:
         self.last_epoch = options.max_epoch
         if not is_schedule_free(self.optimizer):
             self.last_epoch = adjusted_max_epoch(self.schedule)
-        make_folder(options.model_dir / EVAL_FOLDER)
         self.checkpoint = options.model_dir / f"{self.model.name}.checkpoint.pth"
         self.best_model = options.model_dir / f"{self.model.name}.pth"
         keys = hashlib.blake2b("\n".join(self.train_split.keys.tolist()).encode(), digest_size=4).hexdigest()
@@ -123,6 +126,11 @@ class _Run:
         self.started = f"{datetime.now():%Y%m%d%H%M%S}"
         self.losses = options.model_dir / f"loss_{self.started}.csv"
         self.goes_on = options.resume and not options.reset_state
+
+    def begin(self) -> None:
+        """Take up the position of the run that is resumed, and tell what is about to happen."""
+        options, report = self.options, self.report
+        make_folder(options.model_dir / EVAL_FOLDER)
         if self.goes_on:
             self._resume()
         elif self.checkpoint.exists() and not options.resume:
@@ -130,7 +138,7 @@ class _Run:
                 f"{self.checkpoint} is of an older run: it is kept as *.{self.started}.pth.bk when this one saves "
                 "its first (to go on with it, stop now and give --resume)"
             )
-        left = f" ({left_out} left out: eval/ has them)" if left_out else ""
+        left = f" ({self.left_out} left out: eval/ has them)" if self.left_out else ""
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         report.say(
             f"{len(self.train_split)} records to train on{left}, {len(self.eval_split)} to evaluate on; "
@@ -154,6 +162,11 @@ class _Run:
             if epoch % self.options.eval_step == 0 or epoch == self.last_epoch:
                 self._save()
                 eval_loss = self._evaluate()
+                if not np.isfinite(eval_loss):
+                    raise TrainingError(
+                        f"epoch {epoch}: the evaluation loss is not a number, the weights are spoilt; start anew, or from "
+                        "an older *.pth.bk, with a smaller --learning-rate"
+                    )
                 if eval_loss < self.progress.best_loss:
                     self.progress = replace(self.progress, best_loss=eval_loss)
                     self._keep_older_run()
@@ -273,6 +286,8 @@ class _Run:
         if source is None:
             return fresh
         loaded = load_model(source)
+        if not all(bool(parameter.isfinite().all()) for parameter in loaded.parameters()):
+            raise CheckpointError(f"{source}: its weights are not all numbers; give another file")
         if options.arch and loaded.kwargs != fresh.kwargs:
             raise CheckpointError(
                 f"{source}: holds a network of {loaded.kwargs}, --arch {options.arch} is one of {fresh.kwargs}; leave "
@@ -294,9 +309,13 @@ class _Run:
             position = Progress(**stored["progress"])
             if stored[_STEPPING]:
                 self._take_stepping(stored[_STEPPING])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            if not all(
+                isinstance(count, int) for count in (position.epoch, position.consumed, position.not_finite)
+            ):
+                raise ValueError("odd counts")
+        except CheckpointError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.checkpoint}: holds no position to go on from ({error}); take its weights only with "
                 "--resume --reset-state"
@@ -323,8 +342,17 @@ class _Run:
                     path.replace(kept)
                 self.report.say(f"{path.name} of the older run is kept as {kept.name}")
 
+    def _check_weights(self) -> None:
+        """Refuse to keep weights that are not numbers."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise TrainingError(
+                f"epoch {self.progress.epoch}: the weights are no longer numbers, so they are not saved; resume from "
+                "the last checkpoint, or start anew, with a smaller --learning-rate"
+            )
+
     def _save(self) -> None:
         """Write the checkpoint without changing a bit of what the next step starts from."""
+        self._check_weights()
         self._keep_older_run()
         in_training = is_schedule_free(self.optimizer) and self.model.training
         weights = (
