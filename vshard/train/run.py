@@ -164,8 +164,8 @@ class _Run:
                 eval_loss = self._evaluate()
                 if not np.isfinite(eval_loss):
                     raise TrainingError(
-                        f"epoch {epoch}: the evaluation loss is not a number, the weights are spoilt; start anew, or from "
-                        "an older *.pth.bk, with a smaller --learning-rate"
+                        f"epoch {epoch}: the evaluation loss is not a number, the weights are spoilt; start anew, or "
+                        "from an older *.pth.bk, with a smaller --learning-rate"
                     )
                 if eval_loss < self.progress.best_loss:
                     self.progress = replace(self.progress, best_loss=eval_loss)
