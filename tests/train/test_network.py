@@ -234,3 +234,9 @@ def test_refusals_name_what_is_allowed(narrow: LightVideoInpaint) -> None:
         narrow(*clip(11, 64, 64, seed=1))
     with pytest.raises(OptionError, match="no frame to fill"):
         narrow.infer(torch.zeros(0, 3, 64, 64), torch.zeros(0, 1, 64, 64))
+
+
+@pytest.mark.parametrize("kwargs", [{"base_dim": 200_000}, {"lv2_mlp_ratio": 1000}])
+def test_a_width_from_a_strangers_file_takes_no_memory(kwargs: dict[str, int]) -> None:
+    with pytest.raises(OptionError, match="at most 1024 and 16 are built"):
+        LightVideoInpaint(**kwargs)

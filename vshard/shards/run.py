@@ -65,12 +65,12 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
     sequences = plan_run(info, options)
     choose_device(options.gpu)
     open_depth_model(options.model_type, options.resolution)
+    make_folder(options.output)
     if min(info.width, info.height) < SMALL_SIDE_PX:
         report.warn(
             f"{info.path.name} is {info.width}x{info.height}: its frames are enlarged to 720 or 1080 lines and will be "
             "blurred; 1080p is best"
         )
-    make_folder(options.output)
     state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
     make_folder(state_path.parent)
     with only_one(state_path.with_suffix(".lock"), f"making the records of {options.stem}"):

@@ -27,6 +27,10 @@ CLIP_FRAMES = 12
 # Pixels that the result of `forward` loses at each side: there the windows saw replicated pixels.
 BORDER_PX = 16
 
+# A file says how wide its network is: bounded before memory is taken.
+WIDEST = 1024
+WIDEST_RATIO = 16
+
 _NAME = "inpaint.light_video_inpaint_v1"
 _SIZES = {
     "narrow": {"base_dim": 32, "lv2_mlp_ratio": 1},
@@ -63,7 +67,7 @@ class LightVideoInpaint(nn.Module):
     Weights are drawn from PyTorch's global generator (``torch.manual_seed``).
 
     Raises:
-        OptionError: ``base_dim`` is not a positive even number or ``lv2_mlp_ratio`` is below 1.
+        OptionError: ``base_dim`` is not an even number from 2 to 1024 or ``lv2_mlp_ratio`` not from 1 to 16.
     """
 
     _blur: Tensor
@@ -72,6 +76,10 @@ class LightVideoInpaint(nn.Module):
         super().__init__()
         if base_dim < 2 or base_dim % 2:
             raise OptionError(f"base_dim is {base_dim}; it must be a positive even number, such as 16 or 96")
+        if base_dim > WIDEST or lv2_mlp_ratio > WIDEST_RATIO:
+            raise OptionError(
+                f"base_dim is {base_dim}, lv2_mlp_ratio {lv2_mlp_ratio}; at most {WIDEST} and {WIDEST_RATIO} are built"
+            )
         if lv2_mlp_ratio < 1:
             raise OptionError(f"lv2_mlp_ratio is {lv2_mlp_ratio}; it must be 1 or more")
         self.kwargs = {"base_dim": base_dim, "lv2_mlp_ratio": lv2_mlp_ratio}
