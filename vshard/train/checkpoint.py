@@ -1,4 +1,4 @@
-"""Model files in the format of iw3 (reference.md section 12): a ``torch.save`` of one plain dict.
+"""Model files in the format of iw3 (facts of the original, section 12): a ``torch.save`` of one plain dict.
 
 Out of training come two kinds: the *model file* (``{name}.pth``: weights and how to build the network), which
 iw3 loads as it is, and the *checkpoint* (``{name}.checkpoint.pth``), which adds all that training needs to go

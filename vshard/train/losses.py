@@ -1,4 +1,4 @@
-"""Losses between filled and true frames, by the names of iw3 (reference.md section 9).
+"""Losses between filled and true frames, by the names of iw3 (facts of the original, section 9).
 
 Every loss takes two (T, 3, H, W) float tensors, the network's frames first, whose true values lie in [0, 1],
 and gives a scalar that gradients flow through. T is at least 3. They cost little beside the network.

@@ -1,7 +1,7 @@
 """The network ``inpaint.light_video_inpaint_v1``: 12 frames and their hole masks in, 12 filled frames out.
 
 A gated-MLP U-net on 4×4-pixel tokens: windows of 16×16 tokens at full width, windows of 8×8 and runs of
-12 frames at half size (reference.md section 8; gMLP: Liu et al., *Pay Attention to MLPs*, 2021). Keys and
+12 frames at half size (facts of the original, section 8; gMLP: Liu et al., *Pay Attention to MLPs*, 2021). Keys and
 shapes of the ``state_dict`` are those of iw3, so that weights pass both ways.
 
 Inside, maps are (T, H, W, C) in memory: a 1×1 convolution is then a plain matrix product, a 3×3 one runs
@@ -326,7 +326,7 @@ def _gaussian(taps: int) -> Tensor:
 
 
 def _initialise(model: LightVideoInpaint) -> None:
-    """Draw fresh weights by the rules of reference section 8, but for a smaller last layer."""
+    """Draw fresh weights by the rules of the original (section 8 of its facts), but for a smaller last layer."""
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             nn.init.constant_(parameter, 1 if name.endswith(".proj_spatial.bias") else 0)

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate of each epoch (reference.md section 10).
+"""Optimizers and the learning rate of each epoch (facts of the original, section 10).
 
 The schedule is a pure function of the epoch instead of an object with a state: going on from a checkpoint
 needs nothing but the epoch's number, and gives the same rates as a run that never stopped.
