@@ -138,13 +138,15 @@ def test_packing_again_changes_nothing_and_other_records_are_refused(folders: Pa
     with pytest.raises(OutputError, match="is there already"):
         pack_all(folders, out, shard_bytes=100 * SHARD_BYTES)
     assert tree(out) == before
+    assert [path.name for path in (out / ".vshard").rglob("*")] == ["pack-train.lock"]
 
 
 def test_a_damaged_record_stops_packing_and_leaves_nothing(folders: Path, tmp_path: Path) -> None:
     (folders / "a_000004" / "0005_M.png").unlink()
     with pytest.raises(RecordError, match="a_000004"):
         pack_all(folders, tmp_path / "shards")
-    assert tree(tmp_path / "shards") == {}
+    left = [path.name for path in (tmp_path / "shards").rglob("*")]
+    assert sorted(left) == [".vshard", "pack-train.lock"]
 
 
 def test_what_cannot_be_packed(tmp_path: Path) -> None:

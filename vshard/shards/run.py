@@ -18,6 +18,7 @@ from ..base.errors import OptionError, OutputError, RecordError, ShardError, Vsh
 from ..base.files import make_folder, part_of, write_file, writing
 from ..base.locks import only_one
 from ..base.report import Report
+from ..clips.plan import Sequence
 from ..clips.probe import VideoInfo, probe
 from ..depth.models import open_depth_model
 from ..records import names
@@ -87,15 +88,20 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
             write_file(state_path, state.to_bytes())
         if state.finished:
             report.say(f"{options.stem}: going on after {state.finished} of {state.planned} sequences")
-        return _run(state, state_path, options, info, report)
+        return _run(state, state_path, options, info, sequences[state.finished :], report)
 
 
 def _run(
-    state: RunState, state_path: Path, options: GenerateOptions, info: VideoInfo, report: Report
+    state: RunState,
+    state_path: Path,
+    options: GenerateOptions,
+    info: VideoInfo,
+    sequences: list[Sequence],
+    report: Report,
 ) -> RunState:
+    """Make what is left of a run, noting each sequence when it is kept."""
     from ..records.generate import generate_records
 
-    sequences = plan_run(info, options)[state.finished :]
     writer = None
     if options.format != "dirs":
         writer = ShardWriter(options.output, options.stem, options.shard_bytes, state.shards)
