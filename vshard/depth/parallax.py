@@ -52,17 +52,17 @@ class _Sights(NamedTuple):
 def estimate_depth(frames: torch.Tensor) -> torch.Tensor:
     """Estimate inverse depth for the frames of one shot.
 
-    ``frames``: (T, 3, H, W) float32 in [0, 1], RGB, T from 1 up, in the order of time. Returns (T, 1, h, w) float32
-    on the CPU, finite, in [0, ``NEAREST``], larger = nearer, without a unit, one scale for all frames; the shorter of
-    h and w is ``WORKING_SHORT_SIDE``, or that of the frames if less, and the aspect is theirs. A camera that stands
-    still and a single frame give mostly the ground rule.
+    ``frames``: (T, 3, H, W) uint8 RGB, or float32 in [0, 1], T from 1 up, in the order of time. Returns (T, 1, h, w)
+    float32 on the CPU, finite, in [0, ``NEAREST``], larger = nearer, without a unit, one scale for all frames; the
+    shorter of h and w is ``WORKING_SHORT_SIDE``, or that of the frames if less, and the aspect is theirs. A camera
+    that stands still and a single frame give mostly the ground rule.
 
     Raises:
         OptionError: frames of another shape.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise OptionError(f"frames have the shape {tuple(frames.shape)}: the estimator needs (T, 3, H, W)")
-    pictures = [_shrink(frame) for frame in frames.detach().cpu().numpy()]
+    pictures = [_shrink(frame) for frame in frames.detach().cpu().permute(0, 2, 3, 1).numpy()]
     sights = _scale(_look(pictures))
     ground, horizon = _ground(sights)
     depths = []
@@ -74,13 +74,15 @@ def estimate_depth(frames: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(crisp)[:, None])
 
 
-def _shrink(frame: Floats) -> Floats:
-    """(3, H, W) to the working size (h, w, 3)."""
-    height, width = frame.shape[1:]
+def _shrink(frame: NDArray[Any]) -> Floats:
+    """(H, W, 3) to the working size (h, w, 3) float32 in [0, 1]."""
+    height, width = frame.shape[:2]
     short = min(height, width)
     factor = max(min(short, WORKING_SHORT_SIDE), SMALLEST_SIDE) / short
     size = round(width * factor), round(height * factor)
-    return np.dstack([cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in frame])
+    scale = np.float32(255 if frame.dtype == np.uint8 else 1)
+    small = cv2.resize(np.ascontiguousarray(frame, np.float32), size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small / scale, np.float32)
 
 
 def _look(pictures: list[Floats]) -> _Sights:
