@@ -10,7 +10,7 @@ from golden_inputs import GOLDEN
 
 from vshard.base.errors import OptionError
 from vshard.base.seeds import generator
-from vshard.masks.crops import MIN_MASK_AREA_PX, best_crop, resize_short_side, rotate_and_crop
+from vshard.masks.crops import MIN_MASK_AREA_PX, best_crop, draw_places, resize_short_side, rotate_and_crop
 
 FACTS: dict[str, Any] = json.loads((GOLDEN / "crop_resize.json").read_text())
 SAVED: list[dict[str, Any]] = json.loads((GOLDEN / "save_mask.json").read_text())
@@ -69,7 +69,7 @@ def test_the_crop_with_most_hole_is_kept_and_the_first_wins(case: dict[str, Any]
     with np.load(GOLDEN / "save_mask.npz") as stored:
         mask = torch.from_numpy(stored["mask"]) / 2
     scripted: Any = Scripted(case["candidates_row_col"])
-    crop = best_crop(mask, 24, scripted)
+    crop = best_crop(mask, draw_places((40, 60), 24, scripted), 24)
     assert scripted.highest == [40 - 24, 60 - 24]
     best = case["mask_sums"].index(max(case["mask_sums"]))
     assert [crop.row, crop.column] == case["candidates_row_col"][best]
@@ -81,26 +81,25 @@ def test_the_crop_with_most_hole_is_kept_and_the_first_wins(case: dict[str, Any]
 
 @pytest.mark.parametrize("positions", [[[3, 1], [5, 0]], [[0, 4], [5, 5]], [[5, 5], [0, 0]]])
 def test_on_equal_areas_the_first_wins(positions: list[list[int]]) -> None:
-    scripted: Any = Scripted(positions)
-    assert list(best_crop(torch.ones(1, 1, 9, 9), 4, scripted, candidates=2)[:2]) == positions[0]
+    places = [(row, column) for row, column in positions]
+    assert best_crop(torch.ones(1, 1, 9, 9), places, 4)[:2] == places[0]
 
 
 def test_every_position_is_drawn_equally_often() -> None:
-    mask = torch.zeros(1, 1, 7, 6)
-    draws = [best_crop(mask, 4, generator(0, "crop", index), candidates=1) for index in range(6000)]
     counts = np.zeros((4, 3))
-    for crop in draws:
-        counts[crop.row, crop.column] += 1
+    for index in range(6000):
+        ((row, column),) = draw_places((7, 6), 4, generator(0, "crop", index), candidates=1)
+        counts[row, column] += 1
     assert np.abs(counts - 500).max() < 4 * np.sqrt(6000 * (1 / 12) * (11 / 12))
 
 
 def test_a_crop_may_fill_the_frame_but_not_exceed_it() -> None:
-    assert best_crop(torch.ones(2, 1, 8, 9), 8, generator(0))[0] == 0
+    assert {row for row, _ in draw_places((8, 9), 8, generator(0))} == {0}
     with pytest.raises(OptionError, match=r"crop of 9x9 does not fit into frames of 9x8"):
-        best_crop(torch.ones(2, 1, 8, 9), 9, generator(0))
+        draw_places((8, 9), 9, generator(0))
 
 
 def test_the_area_is_exact_beyond_float32() -> None:
     side = 4097  # its square is odd and above 2**24
     mask = torch.ones(1, 1, 1, 1).expand(1, 1, side, side)
-    assert best_crop(mask, side, generator(0), candidates=1).mask_area_px == side**2
+    assert best_crop(mask, [(0, 0)], side).mask_area_px == side**2

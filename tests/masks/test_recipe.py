@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from golden_inputs import GOLDEN
 
 from vshard.base.errors import OptionError
 from vshard.base.seeds import generator
 from vshard.masks.mappers import MAPPERS
 from vshard.masks.recipe import Recipe, draw_recipe
 
+COUNTED = json.loads((GOLDEN / "params.json").read_text(encoding="utf-8"))
 DRAWS = 4000
 
 
@@ -121,3 +123,50 @@ def test_same_seed_same_recipe_and_json_keeps_it() -> None:
 def test_an_unknown_level_is_named_with_the_allowed_ones(level: int) -> None:
     with pytest.raises(OptionError, match=rf"^divergence level {level} does not exist; use one of 1, 2, 3$"):
         draw(level=level)
+
+
+def assert_as_counted(values: list[object], counted: Mapping[str, int], draws: int) -> None:
+    """Within four standard deviations of what the original drew; ``counted`` values are written as text."""
+    ours = Counter(f"{value}" for value in values)
+    assert set(ours) == set(counted)
+    for value, count in counted.items():
+        p = (ours[value] + count) / (len(values) + draws)
+        spread = np.sqrt(p * (1 - p) * (1 / len(values) + 1 / draws))
+        assert abs(ours[value] / len(values) - count / draws) < 4 * spread, (value, ours[value], count)
+
+
+@pytest.mark.parametrize("case", COUNTED["divergence"], ids=lambda case: f"{case['width']}-{case['level']}")
+def test_divergences_are_those_the_original_drew(case: dict) -> None:
+    values = [recipe.divergence for recipe in draw(width=case["width"], level=case["level"])]
+    named: list[object] = [v if str(v) in case["discrete_counts"] else "other" for v in values]
+    counted = case["discrete_counts"] | {"other": case["continuous_count"]}
+    assert_as_counted(named, counted, COUNTED["draws"])
+    between = np.array([v for v, name in zip(values, named, strict=True) if name == "other"])
+    for tenth, edge in enumerate(case["continuous"]["deciles_10_to_90"], 1):
+        p = tenth / 10
+        spread = np.sqrt(p * (1 - p) * (1 / len(between) + 1 / case["continuous_count"]))
+        assert abs((between < edge).mean() - p) < 4 * spread, (tenth, edge)
+
+
+def test_other_draws_are_those_the_original_drew() -> None:
+    for metric, kind in ((True, "metric"), (False, "relative")):
+        mappers: list[object] = [recipe.mapper for recipe in draw(metric=metric)]
+        assert_as_counted(mappers, COUNTED["mapper"][kind]["counts"], COUNTED["draws"])
+    for case in COUNTED["edge_dilation"]:
+        steps: list[object] = [recipe.edge_dilation for recipe in draw(resolution=case["resolution"])]
+        assert_as_counted(steps, case["counts"], COUNTED["draws"])
+    recipes, once = draw(), COUNTED["per_sequence"]
+    presets = COUNTED["convergence"]["discrete_counts"]
+    named: list[object] = [r.convergence if str(r.convergence) in presets else "other" for r in recipes]
+    counted = presets | {"other": COUNTED["convergence"]["continuous_count"]}
+    assert_as_counted(named, counted, COUNTED["draws"])
+    rotations = {"True": once["rotate_crop_count"], "False": once["draws"] - once["rotate_crop_count"]}
+    drawn: tuple[tuple[list[object], dict[str, int]], ...] = (
+        ([recipe.short_side for recipe in recipes], once["target_short_side_counts"]),
+        ([recipe.resize_mode for recipe in recipes], once["resize_mode_counts"]),
+        ([recipe.view for recipe in recipes], once["view_counts"]),
+        ([recipe.depth_antialias for recipe in recipes], once["depth_antialias_counts"]),
+        ([recipe.rotation_degrees is not None for recipe in recipes], rotations),
+    )
+    for values, counts in drawn:
+        assert_as_counted(values, counts, once["draws"])

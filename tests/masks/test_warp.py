@@ -16,7 +16,7 @@ from vshard.base.errors import OptionError
 from vshard.depth.edges import normalize
 from vshard.masks import warp
 from vshard.masks.mappers import map_depth
-from vshard.masks.warp import Eye, close_mask, hole_mask, nonwarp_mask, warp_depth
+from vshard.masks.warp import CLOSING_REACH_PX, Eye, close_mask, hole_mask, nonwarp_mask, warp_depth
 
 with np.load(GOLDEN / "forward_warp.npz") as _stored:
     ARRAYS = {key: torch.from_numpy(_stored[key]) for key in _stored}
@@ -220,3 +220,16 @@ def test_a_gpu_gives_the_same_mask() -> None:
             for device in ("cpu", "cuda")
         )
         assert (on_cpu != on_gpu).float().mean() <= 0.001
+
+
+@pytest.mark.parametrize("view", ["right", "left"])
+def test_wanted_rows_are_those_of_the_whole_closed_mask(view: Any) -> None:
+    depth = torch.rand((1, 1, 10, 12), generator=torch.Generator().manual_seed(5))
+    depth = depth.repeat_interleave(4, -2).repeat_interleave(5, -1)
+    drawn: dict[str, Any] = {"divergence": 40.0, "convergence": 0.3, "view": view}
+    whole = close_mask(nonwarp_mask(depth, (40, 60), **drawn))
+    for start, stop in ((0, 40), (0, 7), (11, 12), (17, 31), (33, 40)):
+        near, far = max(start - CLOSING_REACH_PX, 0), min(stop + CLOSING_REACH_PX, 40)
+        part = close_mask(nonwarp_mask(depth, (40, 60), rows=(near, far), **drawn))
+        assert torch.equal(part[..., start - near : stop - near, :], whole[..., start:stop, :])
+    assert 0.05 < whole.mean() < 0.9

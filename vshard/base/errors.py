@@ -7,6 +7,7 @@
     ├── ShardError         a tar shard or its index is not valid             (also ValueError)
     ├── DatasetError       a dataset folder lacks what training needs        (also ValueError)
     ├── DepthModelError    a depth model is unknown or cannot be had         (also ValueError)
+    ├── MaskModelError     the mask network's weights cannot be had or used  (also ValueError)
     ├── WorkerError        a loader process died                             (also RuntimeError)
     ├── CheckpointError    a model file is not one, or does not fit          (also ValueError)
     ├── OutputError        a file or folder cannot be written                (also OSError)
@@ -45,6 +46,10 @@ class DatasetError(VshardError, ValueError):
 
 class DepthModelError(VshardError, ValueError):
     """A depth model's name is unknown, or its weights cannot be had."""
+
+
+class MaskModelError(VshardError, ValueError):
+    """The weights of the mask network cannot be had, or are not its weights."""
 
 
 class WorkerError(VshardError, RuntimeError):

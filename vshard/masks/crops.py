@@ -76,30 +76,46 @@ def resize_short_side(frames: Tensor, short_side: int, mode: ResizeMode) -> Tens
     return F.interpolate(frames, size=size, mode=mode, align_corners=False, antialias=True)
 
 
-def best_crop(mask: Tensor, size: int, generator: np.random.Generator, candidates: int = 4) -> Crop:
-    """Draw crop positions and keep the one with the most hole (facts of the original, section 3).
+def draw_places(
+    frame: tuple[int, int], size: int, generator: np.random.Generator, candidates: int = 4
+) -> list[tuple[int, int]]:
+    """Draw where crops may lie (facts of the original, section 3).
 
     Args:
-        mask: (T, 1, H, W) float32 in [0, 1], above 0 = hole. One position serves all frames.
+        frame: (H, W) in pixels.
         size: side of the square crop in pixels.
-        generator: gives the positions, every one equally likely.
-        candidates: positions drawn; on equal areas the first wins.
+        generator: gives the places, every one equally likely.
+        candidates: places drawn.
 
     Returns:
-        The crop; it is worth writing when its area is above `MIN_MASK_AREA_PX` times T.
+        (row, column) of upper left corners, in the order drawn.
 
     Raises:
         OptionError: the crop is larger than the frames.
     """
-    height, width = mask.shape[-2:]
+    height, width = frame
     if size > min(height, width):
         raise OptionError(
             f"a crop of {size}x{size} does not fit into frames of {width}x{height}; use a smaller --size"
         )
     rows = generator.integers(0, height - size, size=candidates, endpoint=True)
     columns = generator.integers(0, width - size, size=candidates, endpoint=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def best_crop(mask: Tensor, places: list[tuple[int, int]], size: int) -> Crop:
+    """Give the crop with the most hole; on equal areas the first wins (facts of the original, section 3).
+
+    Args:
+        mask: (T, 1, H, W) float32 in [0, 1], above 0 = hole. One place serves all frames.
+        places: (row, column) of upper left corners, as from :func:`draw_places`.
+        size: side of the square crop in pixels.
+
+    Returns:
+        The crop; it is worth writing when its area is above `MIN_MASK_AREA_PX` times T.
+    """
     crops = []
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+    for row, column in places:
         inside = mask[..., row : row + size, column : column + size]
         # In float64 the sum is exact, so that ties do not depend on the number of threads.
         crops.append(Crop(row, column, float(inside.sum(dtype=torch.float64))))

@@ -35,10 +35,19 @@ MIN_WEIGHT = 1e-5
 # calling thread; larger ones it splits over threads that wait for each other after every step. That takes
 # 40 instead of 80 ms a frame on two idle cores, but seconds on busy ones. A GPU gets whole frames.
 CHUNK_PIXELS = 24_000
+# Dilations, then as many erosions, of a 3×3 window; rows farther away than the reach do not matter to a row.
+CLOSING_STEPS = 2
+CLOSING_REACH_PX = 2 * CLOSING_STEPS
 
 
 def nonwarp_mask(
-    depth: Tensor, size: tuple[int, int], *, divergence: float, convergence: float, view: Eye
+    depth: Tensor,
+    size: tuple[int, int],
+    *,
+    divergence: float,
+    convergence: float,
+    view: Eye,
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """Give the mask of what a view shifted away and back again does not show.
 
@@ -49,32 +58,34 @@ def nonwarp_mask(
         convergence: in [0, 1], the depth that does not move.
         view: base view. "left" mirrors the rows and exchanges the eyes as well, which nearly cancels: the
             two masks differ by rounding and where a hole touches the frame's side.
+        rows: [start, stop) of the frame's rows that are wanted, each of which is on its own; None = all H.
 
     Returns:
-        (T, 1, H, W) float32: 0 known, 1 hole, 0.5 hole hidden behind a nearer layer. Not yet closed.
+        (T, 1, rows, W) float32: 0 known, 1 hole, 0.5 hole hidden behind a nearer layer. Not yet closed.
 
     Raises:
         OptionError: there is no such view.
     """
     if view not in ("right", "left"):
         raise OptionError(f"view {view!r} does not exist; use right or left")
-    height, width = size
+    start, stop = rows or (0, size[0])
+    height, width = stop - start, size[1]
     away: Eye = "left" if view == "right" else "right"
     step = max(1, CHUNK_PIXELS // width) if depth.device.type == "cpu" else height
     mask = depth.new_empty((len(depth), 1, height, width))
     for index in range(len(depth)):
-        frame = _resized(depth[index : index + 1], size)[0, 0]
+        frame = _resized(depth[index : index + 1], size)[0, 0, start:stop]
         for top in range(0, height, step):
-            rows = frame[top : top + step]
+            part = frame[top : top + step]
             if view == "left":
-                rows = rows.flip(1)
-            rows = warp_depth(rows, divergence=divergence, convergence=convergence, eye=away)
-            holes = hole_mask(rows, divergence=divergence, convergence=convergence, eye=view)
+                part = part.flip(1)
+            part = warp_depth(part, divergence=divergence, convergence=convergence, eye=away)
+            holes = hole_mask(part, divergence=divergence, convergence=convergence, eye=view)
             mask[index, 0, top : top + step] = holes.flip(1) if view == "left" else holes
     return mask
 
 
-def close_mask(mask: Tensor, n: int = 2) -> Tensor:
+def close_mask(mask: Tensor, n: int = CLOSING_STEPS) -> Tensor:
     """Fill gaps of up to 2n pixels between holes: n dilations, n erosions, plus the mask itself, at most 1.
 
     Args:
