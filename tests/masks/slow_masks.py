@@ -62,7 +62,7 @@ def slow_warp(
     for cell, weight in ((target.floor(), 1 - share), (target.ceil(), share)):
         place = (row_starts + cell.long()).flatten()[order]
         sources = torch.stack([plane.flatten() for plane in (weight, image, columns)])[:, order]
-        planes.append(torch.zeros_like(sources).index_copy_(1, place, sources).view(3, *depth.shape))
+        planes.append(_written(place, sources).view(3, *depth.shape))
     (w0, image0, index0), (w1, image1, index1) = planes
     total = w0 + w1
     image = torch.where(total > 0, image0 + (image1 - image0) * (w1 / total), UNDEFINED)[..., pad:-pad]
@@ -79,6 +79,16 @@ def slow_warp(
         state = torch.where(behind, LAYERED, state)
         image = torch.where(behind, UNDEFINED, image)
     return _filled(image, eye), state
+
+
+def _written(place: Tensor, sources: Tensor) -> Tensor:
+    """Copy sources (C, N) to their places one after the other; what gets none is 0."""
+    targets, before = torch.zeros_like(sources), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # else threads write side by side, and the last is anyone's
+    try:
+        return targets.index_copy_(1, place, sources)
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _filled(values: Tensor, eye: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vshard.base.errors import OptionError
 from vshard.clips.render import MOTIONS, RenderOptions, render_frames
 from vshard.depth.edges import normalize
-from vshard.masks import backward
+from vshard.masks import warp
 from vshard.masks.backward import gradient_mask, hole_logits, left_view, mlbw_mask
 from vshard.masks.mappers import map_depth
 from vshard.masks.warp import close_mask, nonwarp_mask
@@ -204,7 +204,7 @@ def test_threads_and_slices_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(gradient_mask(depth, **named), mask)
     finally:
         torch.set_num_threads(1)
-    monkeypatch.setattr(backward, "CHUNK_PIXELS", 100_000)
+    monkeypatch.setattr(warp, "CHUNK_PIXELS_ONE_THREAD", 10_000)
     assert torch.equal(gradient_mask(depth, **named), mask)
 
 

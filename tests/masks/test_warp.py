@@ -16,7 +16,15 @@ from vshard.base.errors import OptionError
 from vshard.depth.edges import normalize
 from vshard.masks import warp
 from vshard.masks.mappers import map_depth
-from vshard.masks.warp import CLOSING_REACH_PX, Eye, close_mask, hole_mask, nonwarp_mask, warp_depth
+from vshard.masks.warp import (
+    CLOSING_REACH_PX,
+    Eye,
+    close_mask,
+    hole_mask,
+    nonwarp_mask,
+    rows_at_once,
+    warp_depth,
+)
 
 with np.load(GOLDEN / "forward_warp.npz") as _stored:
     ARRAYS = {key: torch.from_numpy(_stored[key]) for key in _stored}
@@ -198,10 +206,19 @@ def test_flat_depth_and_no_divergence_have_no_hole() -> None:
 def test_slices_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     depth, size = ARRAYS["depth:blobs:97x131"], (97, 131)
     whole = nonwarp_mask(depth, size, divergence=9, convergence=0.5, view="left")
-    monkeypatch.setattr(warp, "CHUNK_PIXELS", 1000)
-    assert torch.equal(nonwarp_mask(depth, size, divergence=9, convergence=0.5, view="left"), whole)
-    monkeypatch.setattr(warp, "CHUNK_PIXELS", 1)
-    assert torch.equal(nonwarp_mask(depth[:1], size, divergence=9, convergence=0.5, view="left"), whole[:1])
+    for pixels in (1000, 1):
+        monkeypatch.setattr(warp, "CHUNK_PIXELS_ONE_THREAD", pixels)
+        assert rows_at_once(97, 131, depth.device) == max(pixels // 131, 1)
+        assert torch.equal(
+            nonwarp_mask(depth[:1], size, divergence=9, convergence=0.5, view="left"), whole[:1]
+        )
+    torch.set_num_threads(2)
+    monkeypatch.setattr(warp, "CHUNK_PIXELS", 500)
+    try:
+        assert rows_at_once(97, 131, depth.device) == 3
+        assert torch.equal(nonwarp_mask(depth, size, divergence=9, convergence=0.5, view="left"), whole)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_an_unknown_view_is_named_with_the_allowed_ones() -> None:

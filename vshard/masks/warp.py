@@ -11,7 +11,7 @@ the least source column there (for the right eye the greatest), and integers hav
 whatever order a GPU writes them. Only separate multiplications, additions and divisions are used: no
 fused step rounds differently from one machine to the next.
 
-Cost: 80 ms a 1080p frame on one CPU core, and some 20 MB beside the mask itself.
+Cost: 51 ms a 1080p frame on one CPU core, and some 20 MB beside the mask itself.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ LAYERED_HOLE = 0.5
 
 # No landing has less weight than this in its layer, so that what lands exactly on a column counts in both.
 MIN_WEIGHT = 1e-5
-# Pixels worked on at once on a CPU. Torch runs a step of under 32768 elements, padding included, on the
-# calling thread; larger ones it splits over threads that wait for each other after every step. That takes
-# 40 instead of 80 ms a frame on two idle cores, but seconds on busy ones. A GPU gets whole frames.
+# Pixels worked on at once on a CPU, so that they stay in its cache. On several threads torch runs a step of under
+# 32768 elements, padding included, on the calling one and splits larger steps over threads that wait for each other
+# after every step: 40 instead of 62 ms a frame on two idle cores, but seconds on busy ones.
 CHUNK_PIXELS = 24_000
+# On one thread, 12 to 192 thousand took 86, 62, 54, 51, 55 ms a 1080p frame (doubling each time), a whole frame 177.
+CHUNK_PIXELS_ONE_THREAD = 96_000
 # Dilations, then as many erosions, of a 3×3 window; rows farther away than the reach do not matter to a row.
 CLOSING_STEPS = 2
 CLOSING_REACH_PX = 2 * CLOSING_STEPS
@@ -71,10 +73,10 @@ def nonwarp_mask(
     start, stop = rows or (0, size[0])
     height, width = stop - start, size[1]
     away: Eye = "left" if view == "right" else "right"
-    step = max(1, CHUNK_PIXELS // width) if depth.device.type == "cpu" else height
+    step = rows_at_once(height, width, depth.device)
     mask = depth.new_empty((len(depth), 1, height, width))
     for index in range(len(depth)):
-        frame = _resized(depth[index : index + 1], size)[0, 0, start:stop]
+        frame = resized(depth[index : index + 1], size)[0, 0, start:stop]
         for top in range(0, height, step):
             part = frame[top : top + step]
             if view == "left":
@@ -115,7 +117,7 @@ def warp_depth(rows: Tensor, *, divergence: float, convergence: float, eye: Eye)
         (N, W) float32 in [0, 1]; 0 where there is no known pixel to fill from.
     """
     landed = _land(rows, divergence, convergence, eye)
-    known = landed.known & (landed.column == _in_order(landed.column, eye))
+    known = landed.known * (1 - _out_of_order(landed.column, eye))
     low, high = (landed.padded.gather(1, near) for near in landed.nearest)
     return _fill(low + (high - low) * landed.share, known, eye, otherwise=0.0)
 
@@ -129,18 +131,22 @@ def hole_mask(rows: Tensor, *, divergence: float, convergence: float, eye: Eye) 
     """
     landed = _land(rows, divergence, convergence, eye)
     column = _fill(landed.column, landed.known, eye, otherwise=-1.0)
-    mask = (~landed.known).to(rows.dtype)
-    return mask.masked_fill_(column != _in_order(column, eye), LAYERED_HOLE)
+    layered = _out_of_order(column, eye)
+    return (1 - landed.known) * (1 - layered) + layered * LAYERED_HOLE
 
 
 class _Landing(NamedTuple):
-    """What lands on each column of one eye's view; all (N, W) but ``padded``."""
+    """What lands on each column of one eye's view; all (N, W) float32 but ``padded`` and ``nearest``.
+
+    What may be true or not is 1 or 0 in float32: comparing and choosing take torch five times as long on a CPU as
+    multiplying does.
+    """
 
     padded: Tensor  # (N, W + 2 pad) float32, the depth the sources have
     nearest: tuple[Tensor, Tensor]  # int64, winning column of ``padded`` in the floor and the ceil layer
-    share: Tensor  # float32 in [0, 1], weight of the ceil layer; NaN where nothing lands
-    known: Tensor  # bool, whether anything lands
-    column: Tensor  # float32, mean source column; the last to win where nothing lands
+    share: Tensor  # in [0, 1], weight of the ceil layer; 0 where nothing lands
+    known: Tensor  # 0 or 1, whether anything lands
+    column: Tensor  # mean source column; the last to win where nothing lands
 
 
 def _land(rows: Tensor, divergence: float, convergence: float, eye: Eye) -> _Landing:
@@ -151,52 +157,66 @@ def _land(rows: Tensor, divergence: float, convergence: float, eye: Eye) -> _Lan
     pad = int(width * divergence / 100 + 2)
     # Nine times as fast as F.pad on a CPU.
     padded = torch.cat([rows[:, :1].expand(-1, pad), rows, rows[:, -1:].expand(-1, pad)], dim=1)
-    columns = torch.arange(padded.shape[1], device=rows.device)
+    last = padded.shape[1] - 1
+    columns = torch.arange(last + 1, dtype=torch.int32, device=rows.device)
     shift = padded * reach - reach * convergence
-    target = (columns + shift if eye == "left" else columns - shift).clamp_(0, len(columns) - 1)
+    target = (columns.float() + shift if eye == "left" else columns.float() - shift).clamp_(0, last)
     # By way of integers: floor() and ceil() would split even small steps over threads (see CHUNK_PIXELS).
-    floor = target.long()
+    floor = target.int().float()
     high = target - floor
-    ceil = floor + (high > 0)
+    ceil = floor + high.sign()
     high.clamp_(MIN_WEIGHT, 1 - MIN_WEIGHT)
-    # The outermost columns never reach the frame: one of them, with no weight, stands for "no source".
-    high[:, [0, -1]] = 0
     low = 1 - high
-    low[:, [0, -1]] = 0
-    nothing, nearer = (len(columns) - 1, "amin") if eye == "left" else (0, "amax")
+    # The outermost columns never reach the frame: one of them, with no weight, stands for "no source".
+    for weight in (low, high):
+        weight[:, 0] = 0
+        weight[:, -1] = 0
+    nothing, nearer = (last, "amin") if eye == "left" else (0, "amax")
     sources = columns.expand(count, -1)
-    nearest, weights = [], []
+    winners, nearest, weights = [], [], []
     for cell, weight in ((floor, low), (ceil, high)):
-        winner = torch.full_like(sources, nothing).scatter_reduce_(1, cell, sources, nearer)
-        nearest.append(winner[:, pad : pad + width])
+        winner = torch.full_like(sources, nothing).scatter_reduce_(1, cell.int().long(), sources, nearer)
+        winners.append(winner[:, pad : pad + width].float())
+        nearest.append(winner[:, pad : pad + width].long())
         weights.append(weight.gather(1, nearest[-1]))
     total = weights[0] + weights[1]
-    known = total > 0
-    column = (nearest[0] * weights[0] + nearest[1] * weights[1]) / total
+    column = (winners[0] * weights[0] + winners[1] * weights[1]) / total
     return _Landing(
         padded,
         (nearest[0], nearest[1]),
-        weights[1] / total,
-        known,
-        column.masked_fill_(~known, nothing),
+        (weights[1] / total).nan_to_num_(nan=0.0),
+        total.sign(),
+        column.nan_to_num_(nan=float(nothing)),
     )
 
 
-def _in_order(column: Tensor, eye: Eye) -> Tensor:
-    """Give the source columns as they would be without steps back: a running extreme along the row."""
-    return column.flip(1).cummin(1).values.flip(1) if eye == "left" else column.cummax(1).values
+def _out_of_order(column: Tensor, eye: Eye) -> Tensor:
+    """Tell, as 1 or 0, where source columns step back: where they are not a running extreme along the row."""
+    if eye == "left":
+        return (column - column.flip(1).cummin(1).values.flip(1)).sign()
+    return (column.cummax(1).values - column).sign()
 
 
 def _fill(values: Tensor, known: Tensor, eye: Eye, otherwise: float) -> Tensor:
     """Let unknown values copy the nearest known one: to their left for the left eye, else to their right."""
     if eye == "right":
         return _fill(values.flip(1), known.flip(1), "left", otherwise).flip(1)
-    columns = torch.arange(values.shape[1], device=values.device)
-    source = torch.where(known, columns, -1).cummax(1).values
-    return values.gather(1, source.clamp(min=0)).masked_fill_(source < 0, otherwise)
+    columns = torch.arange(1, values.shape[1] + 1, dtype=values.dtype, device=values.device)
+    source = (columns * known).cummax(1).values - 1  # -1 where nothing is known so far
+    none = (-source).clamp(min=0)
+    return values.gather(1, source.clamp(min=0).int().long()) * (1 - none) + none * otherwise
 
 
-def _resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
+def rows_at_once(height: int, width: int, device: torch.device) -> int:
+    """Give how many rows of a frame to work on at once; each is on its own, so results do not depend on it."""
+    if device.type != "cpu":
+        return height
+    pixels = CHUNK_PIXELS_ONE_THREAD if torch.get_num_threads() == 1 else CHUNK_PIXELS
+    return max(1, pixels // width)
+
+
+def resized(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Give depth (T, 1, h, w) at ``size`` (H, W): bilinear, corners aligned, antialiased; as it is if it fits."""
     if tuple(depth.shape[-2:]) == tuple(size):
         return depth
     return F.interpolate(depth, size=size, mode="bilinear", align_corners=True, antialias=True)
