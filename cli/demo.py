@@ -43,7 +43,7 @@ def command(output: Path, gpu: int) -> None:
         _step("render", clip, "--motion", motion, "--frames", frames, "--seed", seed)
         _step(
             "generate", clip, "-o", output / split, "--prefix", "demo", "--model-type", "Parallax",
-            "--divergence-level", 2, "--num-samples", 2, "--gpu", gpu,
+            "--divergence-level", 2, "--num-samples", 2, "--backward-mask", "gradient", "--gpu", gpu,
         )  # fmt: skip
         _step("pack", output / split, "-o", output / "shards" / split)
     _step("show", output / "train", "-o", output / "records.png", "--records", 4)

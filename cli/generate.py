@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vshard.records.plan import FORMATS, GenerateOptions
+from vshard.records.plan import BACKWARD_MASKS, FORMATS, GenerateOptions
 
 from .console import console
 from .sizes import byte_size
@@ -30,10 +30,18 @@ _DEFAULT = GenerateOptions("video", Path())
     "--model-type",
     default=_DEFAULT.model_type,
     show_default=True,
-    help="Depth model, by its iw3 name. Built in: Parallax.",
+    help="Depth model, by its iw3 name: Any_V2_S, ZoeD_NK, DepthPro, … Built in, without weights: Parallax.",
 )
 @click.option(
     "--resolution", type=int, help="Short side of a learned depth model's input; Parallax has none."
+)
+@click.option(
+    "--depth-weights",
+    metavar="PATH|REPO",
+    help="Folder or Hugging Face repository of the depth model's weights.  [default: the name's own]",
+)
+@click.option(
+    "--depth-flip", is_flag=True, help="Average depth with that of the mirrored frames; twice the time."
 )
 @click.option(
     "--max-fps",
@@ -85,6 +93,25 @@ _DEFAULT = GenerateOptions("video", Path())
     show_default=True,
     help="How wide the holes are: 1, 2 or 3.",
 )
+@click.option(
+    "--backward-mask",
+    type=click.Choice(BACKWARD_MASKS),
+    default=_DEFAULT.backward_mask,
+    show_default=True,
+    help="Masks of the frames as filmed: iw3's network, depth gradients, or the network where it can be had.",
+)
+@click.option(
+    "--mask-weights",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The network's file, iw3_mask_mlbw_l2_d1_20250903.pth.  [default: cached or downloaded]",
+)
+@click.option(
+    "--shots/--no-shots",
+    default=_DEFAULT.shots,
+    show_default=True,
+    help="End sequences at shot cuts, or let them run on.",
+)
 @click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Decides every random draw.")
 @click.option(
     "--gpu", type=int, help="CUDA device; -1 for the CPU. Without it: device 0, or the CPU if there is none."
@@ -113,6 +140,8 @@ def command(
     prefix: str,
     model_type: str,
     resolution: int | None,
+    depth_weights: str | None,
+    depth_flip: bool,
     max_fps: float,
     seq: int,
     skip_first: int,
@@ -121,6 +150,9 @@ def command(
     size: int,
     num_samples: int,
     divergence_level: int,
+    backward_mask: str,
+    mask_weights: Path | None,
+    shots: bool,
     seed: int,
     gpu: int | None,
     format_: str,
@@ -143,6 +175,8 @@ def command(
         prefix=prefix,
         model_type=model_type,
         resolution=resolution,
+        depth_weights=depth_weights,
+        depth_flip=depth_flip,
         max_fps=max_fps,
         seq=seq,
         skip_first=skip_first,
@@ -151,6 +185,9 @@ def command(
         size=size,
         num_samples=num_samples,
         divergence_level=divergence_level,
+        backward_mask=backward_mask,
+        mask_weights=mask_weights,
+        shots=shots,
         seed=seed,
         gpu=gpu,
         format=format_,
@@ -161,6 +198,10 @@ def command(
 
     with console() as report:
         state = run_generation(options, report)
+    if state.damage or state.unreadable:
+        damage = [state.damage] if state.damage else []
+        damage += [f"{state.unreadable} frames could not be read cleanly"] if state.unreadable else []
+        click.echo(f"warning: {video or dataset_dir}: {'; '.join(damage)}", err=True)
     rejected = ", ".join(f"{count} {reason}" for reason, count in state.rejected.items()) or "none"
     click.echo(f"{output}: {state.records} records named {options.stem}_…; rejected: {rejected}")
     if state.records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 COMMANDS = {
+    "probe": "Tell what a video holds and how many records it would make.",
     "generate": "Make records of a video: sequences of frames with occlusion masks.",
     "show": "Draw a sheet of a split's records with their holes coloured.",
     "pack": "Pack record folders into tar shards.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import av
 import numpy as np
 import pytest
 import torch
+
+# Tests need no network, and find what a test puts there, not what the machine's user has downloaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Two test processes on two processors: more threads than that only get in each other's way.
 torch.set_num_threads(1)
@@ -50,6 +54,13 @@ def write_video(
     return path
 
 
+@pytest.fixture(autouse=True)
+def nothing_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The mask network's weights are neither in a cache nor to be had, but where a test provides them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
+    monkeypatch.setattr("vshard.masks.mlbw.MASK_WEIGHTS_URL", "http://127.0.0.1:9/none.pth")
+
+
 @pytest.fixture(scope="session")
 def clip_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 640x480 clip of 48 frames."""
@@ -67,7 +78,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, clip_path: Path) -> Path:
     for split, skip in (("train", 0), ("eval", 12)):
         options = GenerateOptions(
             video=str(clip_path), output=root / split, prefix=split, seq=12, skip_first=skip, skip_interval=0,
-            size=256, divergence_level=2, gpu=-1,
+            size=256, divergence_level=2, gpu=-1, backward_mask="gradient",
         )  # fmt: skip
         state = run_generation(options, Silent())
         assert state.records >= 2

@@ -52,7 +52,7 @@ def test_generating_again_elsewhere_gives_the_same_bytes(
     code = run(
         ["generate", "--dataset-dir", str(clip_path), "-o", str(tmp_path), "--prefix", "eval", "--seq", "12",
          "--skip-first", "12", "--skip-interval", "0", "--size", "256", "--divergence-level", "2", "--gpu", "-1",
-         "--batch-size", "4"]
+         "--batch-size", "4", "--backward-mask", "gradient"]
     )  # fmt: skip
     assert code == 0
     assert torch.get_num_threads() == 3
@@ -95,22 +95,34 @@ def bad_generate(folder: Path, clip: Path) -> dict[str, tuple[list[str], str]]:
         "seq": ([str(clip), "-o", out, "--seq", "8", "--batch-size", "1"], "--seq 8: allowed is 12 or more"),
         "hub model": (
             [str(clip), "-o", out, "--model-type", "Any_B"],
-            "--model-type Any_B: this version of vshard cannot",
+            "--depth-weights",
         ),
         "unserved model": ([str(clip), "-o", out, "--model-type", "ZoeD_Any_N"], "--model-type ZoeD_Any_N"),
         "unknown model": ([str(clip), "-o", out, "--model-type", "Bogus"], "no such depth model"),
         "gpu": ([str(clip), "-o", out, "--gpu", "77"], "--gpu 77"),
+        "mask weights": (
+            [str(clip), "-o", out, "--mask-weights", str(folder / "empty.mp4")],
+            "empty.mp4: is not",
+        ),
+        "mask weights of none": (
+            [str(clip), "-o", out, "--mask-weights", "x.pth", "--backward-mask", "gradient"],
+            "--mask-weights x.pth: the gradient mask has none",
+        ),
         "level": (
             [str(clip), "-o", out, "--divergence-level", "4"],
             "--divergence-level 4: allowed is 1 to 3",
         ),
-        "resolution": ([str(clip), "-o", out, "--resolution", "518"], "Parallax has no such setting"),
+        "resolution": (
+            [str(clip), "-o", out, "--resolution", "518"],
+            "--resolution 518: Parallax has one size of its own",
+        ),
     }
 
 
 @pytest.mark.parametrize("kind", [
     "no such video", "empty file", "truncated", "output is a file", "prefix /", "prefix .", "prefix space", "batch",
-    "size", "seq", "hub model", "unserved model", "unknown model", "gpu", "level", "resolution",
+    "size", "seq", "hub model", "unserved model", "unknown model", "gpu", "level", "resolution", "mask weights",
+    "mask weights of none",
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path, clip_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
@@ -143,7 +155,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes(
     disk = tmp_path / "disk"
     mount("tmpfs", disk, "-o", "size=2m")
     command = ["generate", str(clip_path), "-o", str(disk / "train"), "--prefix", "f", "--seq", "12", "--size", "256",
-               "--skip-interval", "0", "--divergence-level", "2", "--gpu", "-1"]  # fmt: skip
+               "--skip-interval", "0", "--divergence-level", "2", "--gpu", "-1",
+               "--backward-mask", "gradient"]  # fmt: skip
     try:
         assert run(command) == 1
         error = capsys.readouterr().err.splitlines()[-1]

@@ -2,20 +2,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import av.filter
 import numpy as np
 import pytest
-from av.video.reformatter import ColorRange, Colorspace
 from conftest import moving_frames, write_video
 
-from vshard.clips.decode import read_clips
+from vshard.clips.decode import decode_frames, read_clips, to_rgb
 from vshard.clips.plan import Sequence, plan_sequences
 from vshard.clips.probe import probe
-
-COLOURS = np.array(
-    [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200], [40, 200, 90]]
-)
 
 
 def test_frames_are_those_planned(clip_path: Path) -> None:
@@ -47,41 +44,6 @@ def test_starting_late_gives_the_same_frames(tmp_path: Path) -> None:
         for clip, other in zip(read_clips(info, planned[start:]), everything[start:], strict=True):
             assert clip.sequence == other.sequence
             assert (clip.rgb == other.rgb).all()
-
-
-@pytest.mark.parametrize(
-    ("lines", "space", "limits", "tag"),
-    [
-        (720, Colorspace.ITU709, None, None),
-        (480, Colorspace.ITU601, None, None),
-        (480, Colorspace.ITU709, None, 1),
-        (720, Colorspace.ITU601, None, 6),
-        (480, Colorspace.ITU709, ColorRange.JPEG, 1),
-        (720, Colorspace.ITU601, ColorRange.JPEG, 5),
-    ],
-)
-def test_colours_by_matrix_and_range(
-    tmp_path: Path, lines: int, space: Colorspace, limits: ColorRange | None, tag: int | None
-) -> None:
-    image = COLOURS.astype(np.uint8).repeat(64, axis=0)[None].repeat(lines, axis=0)
-    path = tmp_path / "colour.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"qp": "0"})
-        stream.width, stream.height, stream.pix_fmt = image.shape[1], lines, "yuv444p"
-        if tag is not None:
-            stream.codec_context.colorspace = tag
-        if limits is not None:
-            stream.codec_context.color_range = limits
-        frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(
-            format="yuv444p", dst_colorspace=space, dst_color_range=limits or ColorRange.MPEG
-        )
-        for pts in range(2):
-            frame.pts = pts
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    info = probe(path)
-    clip = next(read_clips(info, plan_sequences(info, seq=2, skip_first=0, skip_interval=0, max_fps=30)))
-    assert np.abs(clip.rgb.astype(int) - image).max() <= 2
 
 
 def test_a_turned_picture_stands_upright(tmp_path: Path) -> None:
@@ -119,3 +81,157 @@ def test_wide_pixels_become_square(tmp_path: Path) -> None:
     assert (info.width, info.height) == (192, 96)
     clip = next(read_clips(info, plan_sequences(info, seq=3, skip_first=0, skip_interval=0, max_fps=30)))
     assert clip.rgb.shape == (3, 96, 192, 3)
+
+
+def test_frames_of_variable_rate_have_their_own_time_stamps(tmp_path: Path) -> None:
+    times = [0, 1, 2, 10, 11, 30, 31, 32, 60]
+    path = write_video(tmp_path / "vfr.mkv", moving_frames(9, 96, 128), pts=times)
+    info = probe(path)
+    frames = list(decode_frames(info))
+    assert [frame.pts for frame in frames] == info.pts.tolist() == [round(1000 * t / 30) for t in times]
+    assert [frame.pts for frame in decode_frames(info, int(info.pts[3]) + 1)] == info.pts[4:].tolist()
+    assert np.abs(to_rgb(info, frames[5].picture).astype(int) - moving_frames(9, 96, 128)[5]).max() <= 3
+
+
+def waves(count: int) -> np.ndarray:
+    """(count, 96, 128, 3) uint8: gray waves that move by 3 pixels a frame."""
+    x, y = np.arange(128), np.arange(96)[:, None]
+    frames = [128 + 60 * np.sin((x - 3 * t) / 9) + 40 * np.sin(y / 14) for t in range(count)]
+    return np.stack(frames).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
+
+
+def woven(frames: np.ndarray, *, top_first: bool) -> np.ndarray:
+    """Take a frame's fields from two frames, as a camera does: half as many."""
+    first, second = frames[::2].copy(), frames[1::2]
+    first[:, int(top_first) :: 2] = second[:, int(top_first) :: 2]
+    return first
+
+
+def write_fields(
+    path: Path, images: np.ndarray, codec: str, *, mark: str = "prog", field_order: int = 0
+) -> Path:
+    """Write frames losslessly, marked as setfield's ``mark`` says, in a container that tells ``field_order``."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=128, height=96, format=av.VideoFormat("yuv444p"), time_base=Fraction(1, 25)
+    )
+    graph.link_nodes(source, graph.add("setfield", mark), graph.add("buffersink")).configure()
+    options = {"qp": "0", "g": "5", "flags": "+ildct"} if codec == "libx264" else {}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv444p"
+        stream.codec_context.field_order = field_order
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="yuv444p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            graph.vpush(frame)
+            container.mux(stream.encode(graph.vpull()))
+        container.mux(stream.encode())
+    return path
+
+
+# Either the frames say that they are interlaced, or the container alone does (FFV1 here).
+@pytest.mark.parametrize(
+    ("codec", "marks", "top_first"),
+    [
+        ("libx264", {"mark": "tff"}, True),
+        ("libx264", {"mark": "bff"}, False),
+        ("ffv1", {"field_order": 2}, True),
+        ("ffv1", {"field_order": 3}, False),
+    ],
+)
+def test_fields_become_pictures(tmp_path: Path, codec: str, marks: dict[str, Any], top_first: bool) -> None:
+    source = waves(24)
+    combed = woven(source, top_first=top_first)
+    path = write_fields(tmp_path / "fields.mkv", combed, codec, **marks)
+    info = probe(path)
+    assert info.interlaced
+    frames = list(decode_frames(info))
+    assert [(frame.pts, frame.damaged) for frame in frames] == [(pts, False) for pts in info.pts]
+    assert all(frame.picture.pts == frame.pts for frame in frames)
+    pictures = np.stack([to_rgb(info, frame.picture) for frame in frames]).astype(int)
+    own = slice(int(not top_first), None, 2)
+    assert np.abs(pictures[:, own] - source[::2, own]).max() <= 2
+    combing = np.abs(combed.astype(int) - source[::2]).mean()
+    assert np.abs(pictures - source[::2]).mean() < 0.1 * combing
+    for start in info.pts.tolist():
+        late = list(decode_frames(info, start))
+        assert [frame.pts for frame in late] == [pts for pts in info.pts if pts >= start]
+        assert (to_rgb(info, late[0].picture) == pictures[-len(late)]).all()
+
+
+def test_progressive_video_is_left_alone(tmp_path: Path) -> None:
+    combed = woven(waves(8), top_first=True)
+    info = probe(write_fields(tmp_path / "frames.mkv", combed, "ffv1"))
+    assert not info.interlaced
+    for image, frame in zip(combed, decode_frames(info), strict=True):
+        assert np.abs(to_rgb(info, frame.picture).astype(int) - image).max() <= 2
+
+
+class BitWriter:
+    """Writes the codes of H.264's syntax (ITU-T H.264, section 7.2)."""
+
+    def __init__(self) -> None:
+        self.bits = ""
+
+    def put(self, width: int, value: int) -> BitWriter:
+        self.bits += format(value, f"0{width}b")
+        return self
+
+    def codes(self, *values: int) -> BitWriter:
+        """Unsigned Exp-Golomb codes."""
+        for value in values:
+            code = format(value + 1, "b")
+            self.bits += "0" * (len(code) - 1) + code
+        return self
+
+    def raw(self, data: bytes) -> BitWriter:
+        self.bits += "0" * (-len(self.bits) % 8) + "".join(format(byte, "08b") for byte in data)
+        return self
+
+    def unit(self, kind: int) -> bytes:
+        bits = self.bits + "1"
+        bits += "0" * (-len(bits) % 8)
+        return b"\0\0\0\1" + bytes([3 << 5 | kind]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def write_field_pictures(path: Path, count: int, group: int) -> Path:
+    """Write 32x64 H.264 of which every field is a picture and packet of its own, in raw macroblocks (I_PCM).
+
+    The top field of frame k is 40 + 5k everywhere, the bottom field 100 more. No encoder at hand writes these;
+    broadcasters do.
+    """
+    sequence = (
+        BitWriter().put(8, 77).put(16, 30).codes(0, 0, 0, 4, 1).put(1, 0).codes(1, 1).put(5, 0b00100).unit(7)
+    )
+    pictures = BitWriter().codes(0, 0).put(2, 0).codes(0, 0, 0).put(3, 0).codes(0, 0, 0).put(3, 0b100).unit(8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 64, "yuv420p"
+        for field in range(2 * count):
+            frame, bottom = divmod(field, 2)
+            number = frame % group
+            starts = number == 0 and not bottom
+            bits = BitWriter().codes(0, 7, 0).put(4, number).put(1, 1).put(1, bottom)
+            if starts:
+                bits.codes(frame // group % 2)
+            bits.put(8, field % (2 * group)).put(2 if starts else 1, 0).codes(0, 1)
+            for _ in range(4):
+                bits.codes(25).raw(bytes([40 + 5 * frame + 100 * bottom]) * 256 + bytes([128]) * 128)
+            data = (sequence + pictures if starts else b"") + bits.unit(5 if starts else 1)
+            packet = av.Packet(b"\0\0\0\1\x09\xf0" + data)
+            packet.pts = packet.dts = field
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 50), stream, starts
+            container.mux(packet)
+    return path
+
+
+def test_two_fields_of_their_own_make_one_frame(tmp_path: Path) -> None:
+    info = probe(write_field_pictures(tmp_path / "fields.ts", 16, group=8))
+    assert info.interlaced
+    assert (len(info.pts), info.fps, info.damage) == (16, 25, None)
+    frames = list(decode_frames(info))
+    assert [(frame.pts, frame.damaged) for frame in frames] == [(pts, False) for pts in info.pts]
+    for number, frame in enumerate(frames):
+        top = np.frombuffer(frame.picture.planes[0], np.uint8).reshape(64, -1)[0, :32]
+        assert (top == 40 + 5 * number).all()

@@ -20,7 +20,7 @@ from vshard.base.report import Silent
 from vshard.clips.plan import Sequence
 from vshard.clips.probe import VideoInfo
 from vshard.records import generate
-from vshard.records.generate import Made, Reject
+from vshard.records.generate import Estimators, Made, Reject
 from vshard.records.names import record_key
 from vshard.records.plan import GenerateOptions
 from vshard.shards.index import load_index
@@ -36,7 +36,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def quick_records(info: VideoInfo, sequences: list[Sequence], options: GenerateOptions) -> Iterator[Made]:
+def quick_records(
+    info: VideoInfo, sequences: list[Sequence], options: GenerateOptions, estimators: Estimators
+) -> Iterator[Made]:
     """Records that depend on their key alone, made at once: what is tested here is how they are kept."""
     for sequence in sequences:
         records, rejects = [], []
@@ -63,6 +65,7 @@ def options(clip: Path, output: Path, **changes: object) -> GenerateOptions:
         skip_interval=0,
         size=256,
         gpu=-1,
+        backward_mask="gradient",
         shard_bytes=1 << 20,
     )
     return replace(chosen, **changes)
@@ -255,7 +258,20 @@ def test_a_short_video_leaves_nothing(clip_path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_killed_with_minus_nine(clip_path: Path, tmp_path: Path) -> None:
     vshard = [sys.executable, "-c", "from vshard_cli.main import main; main()", "generate", str(clip_path)]
-    common = ["--prefix", "k", "--seq", "12", "--skip-interval", "0", "--size", "256", "--gpu", "-1"]
+    common = [
+        "--prefix",
+        "k",
+        "--seq",
+        "12",
+        "--skip-interval",
+        "0",
+        "--size",
+        "256",
+        "--gpu",
+        "-1",
+        "--backward-mask",
+        "gradient",
+    ]
     subprocess.run([*vshard, "-o", str(tmp_path / "whole"), *common], check=True, capture_output=True)
     killed = tmp_path / "killed"
     process = subprocess.Popen([*vshard, "-o", str(killed), *common], stderr=subprocess.DEVNULL)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import OptionError, VideoError
-from ..clips.plan import Sequence, plan_sequences
+from ..clips.plan import Sequence, exact_rate, frame_rate, plan_sequences, sample_frames
 from ..clips.probe import VideoInfo
+from ..depth.models import DepthOptions, check_depth_options
 from . import names
+
+if TYPE_CHECKING:
+    from ..clips.scan import Scan
 
 # What training takes of a record: 12 frames, crops of 256 pixels (facts of the original, section 7).
 SEQ_MIN = 12
@@ -20,6 +24,7 @@ SIZE_MAX_PX = 719
 # Frames are enlarged to a short side of up to 1080: a longer picture would take all memory.
 ASPECT_MAX = 6
 FORMATS = ("both", "dirs", "shards")
+BACKWARD_MASKS = ("auto", "mlbw", "gradient")
 DEFAULT_SHARD_BYTES = 1_000_000_000
 
 
@@ -28,7 +33,8 @@ class GenerateOptions:
     """Options of one run over one video; names and defaults are those of the command line.
 
     ``video`` is the path as the user wrote it (its last part names the records), ``output`` the split folder,
-    ``gpu`` as :func:`vshard.base.devices.choose_device` takes it.
+    ``gpu`` as :func:`vshard.base.devices.choose_device` takes it. ``depth_weights`` is a folder or a repository,
+    ``mask_weights`` the file of the backward mask's network; None = wherever they usually are.
     """
 
     video: str
@@ -36,6 +42,8 @@ class GenerateOptions:
     prefix: str = ""
     model_type: str = "Parallax"
     resolution: int | None = None
+    depth_weights: str | None = None
+    depth_flip: bool = False
     max_fps: float = 30.0
     seq: int = 16
     skip_first: int = 0
@@ -44,6 +52,9 @@ class GenerateOptions:
     size: int = 512
     num_samples: int = 1
     divergence_level: int = 1
+    backward_mask: str = "auto"
+    mask_weights: Path | None = None
+    shots: bool = True
     seed: int = 71
     gpu: int | None = None
     format: str = "both"
@@ -75,8 +86,15 @@ class GenerateOptions:
                 f"--batch-size {self.batch_size}: must divide --seq {self.seq} without a rest; choose one of "
                 + ", ".join(str(size) for size in range(1, self.seq + 1) if self.seq % size == 0)
             )
-        if self.format not in FORMATS:
-            raise OptionError(f"--format {self.format}: allowed are {', '.join(FORMATS)}")
+        for option, name, allowed_names in (
+            ("--format", self.format, FORMATS),
+            ("--backward-mask", self.backward_mask, BACKWARD_MASKS),
+        ):
+            if name not in allowed_names:
+                raise OptionError(f"{option} {name}: allowed are {', '.join(allowed_names)}")
+        if self.mask_weights is not None and self.backward_mask == "gradient":
+            raise OptionError(f"--mask-weights {self.mask_weights}: the gradient mask has none; leave it out")
+        check_depth_options(self.depth_options)
         names.record_stem(self.prefix, self.model_type, self.video)
 
     @property
@@ -84,9 +102,22 @@ class GenerateOptions:
         """What the keys of this run's records begin with."""
         return names.record_stem(self.prefix, self.model_type, self.video)
 
+    @property
+    def depth_options(self) -> DepthOptions:
+        """What the depth model is opened with."""
+        return DepthOptions(
+            model_type=self.model_type,
+            resolution=self.resolution,
+            weights=self.depth_weights,
+            flip=self.depth_flip,
+            batch_size=self.batch_size,
+        )
+
     def recipe_options(self) -> dict[str, Any]:
         """Give the options that decide a record's bytes; its metadata keeps them."""
-        elsewhere = ("video", "output", "batch_size", "gpu", "format", "shard_bytes", "overwrite")
+        elsewhere = {"video", "output", "batch_size", "gpu", "format", "shard_bytes", "overwrite"}
+        # Where weights lie does not decide anything; what they are is kept beside.
+        elsewhere |= {"depth_weights", "mask_weights", "backward_mask"}
         return {name: value for name, value in asdict(self).items() if name not in elsewhere}
 
     def identity(self) -> dict[str, Any]:
@@ -94,29 +125,35 @@ class GenerateOptions:
         return self.recipe_options() | {"format": self.format, "shard_bytes": self.shard_bytes}
 
 
-def plan_run(info: VideoInfo, options: GenerateOptions) -> list[Sequence]:
-    """Plan the sequences of a run.
+def check_video(info: VideoInfo, options: GenerateOptions) -> None:
+    """Check what can be told of a video without decoding it.
 
     Raises:
-        VideoError: the video is too short for one sequence.
+        VideoError: its picture is too long and thin, or it is too short for one sequence.
     """
     if max(info.width, info.height) > ASPECT_MAX * min(info.width, info.height):
         raise VideoError(
             f"{info.path}: is {info.width}x{info.height}; one side may be at most {ASPECT_MAX} times the other"
         )
-    sequences = plan_sequences(
-        info,
-        seq=options.seq,
-        skip_first=options.skip_first,
-        skip_interval=options.skip_interval,
-        max_fps=options.max_fps,
-    )
-    if not sequences:
+    sampled = sample_frames(info.pts, info.time_base, frame_rate(info), exact_rate(options.max_fps))
+    if len(sampled) < options.skip_first + options.seq:
         raise VideoError(
             f"{info.path}: its {len(info.pts)} frames ({info.duration_seconds:.1f} s) hold no sequence of "
             f"{options.seq} frames after skipping {options.skip_first}; give a longer video"
         )
-    return sequences
+
+
+def plan_run(info: VideoInfo, scan: Scan, options: GenerateOptions) -> list[Sequence]:
+    """Plan the sequences of a run: none where no shot is long enough for one."""
+    return plan_sequences(
+        info,
+        scan,
+        seq=options.seq,
+        skip_first=options.skip_first,
+        skip_interval=options.skip_interval,
+        max_fps=options.max_fps,
+        shots=options.shots,
+    )
 
 
 def _why(option: str) -> str:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..base.devices import choose_device
 from ..base.errors import OptionError, OutputError, RecordError, ShardError, VshardError
@@ -20,25 +20,35 @@ from ..base.locks import only_one
 from ..base.report import Report
 from ..clips.plan import Sequence
 from ..clips.probe import VideoInfo, probe
-from ..depth.models import open_depth_model
 from ..records import names
-from ..records.plan import GenerateOptions, plan_run
+from ..records.plan import GenerateOptions, check_video, plan_run
 from ..records.record import remove_record, write_record
 from .index import scan_records
 from .write import Position, ShardWriter
 
-SCHEMA = "vshard.run/1"
+if TYPE_CHECKING:
+    from ..clips.scan import Scan
+    from ..records.generate import Estimators
+
+SCHEMA = "vshard.run/2"
 # Frames are resized to a short side of 720 or 1080.
 SMALL_SIDE_PX = 720
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known of a run; ``finished`` sequences are done, from the first on."""
+    """What is known of a run; ``finished`` sequences are done, from the first on.
+
+    ``estimators`` names the weights it was begun with; ``unreadable`` counts frames, ``damage`` says what a reader of
+    the file noticed.
+    """
 
     options: dict[str, Any]
     source: dict[str, Any]
+    estimators: dict[str, str]
     planned: int
+    unreadable: int = 0
+    damage: str | None = None
     finished: int = 0
     records: int = 0
     rejects: tuple[dict[str, str], ...] = ()
@@ -63,32 +73,70 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
             finished before stays, and the same command goes on from there.
     """
     info = probe(Path(options.video))
-    sequences = plan_run(info, options)
-    choose_device(options.gpu)
-    open_depth_model(options.model_type, options.resolution)
+    check_video(info, options)
+    device = choose_device(options.gpu)
+    state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
+    begun = _begun(state_path, options, info)
+    if begun is not None and begun.complete and not options.overwrite:
+        return _already(begun, options, report)
+    # These load torch and OpenCV.
+    from ..clips.scan import load_or_scan
+    from ..records.generate import open_estimators
+
+    estimators = open_estimators(options, device, begun.estimators if begun else {}, report)
+    if estimators.depth.licence:
+        report.say(estimators.depth.licence)
     make_folder(options.output)
+    make_folder(state_path.parent)
+    with only_one(state_path.with_suffix(".lock"), f"making the records of {options.stem}"):
+        if options.overwrite and not _goes_on(state_path, options, info, estimators.names()):
+            _remove_run(options.output, options.stem, state_path)
+        state = _open_state(state_path, options, info, estimators.names())
+        if state is not None and state.complete:
+            return _already(state, options, report)
+        scan = load_or_scan(info, state_path.with_suffix(".scan"), report)
+        sequences = plan_run(info, scan, options)
+        if state is None:
+            state = _fresh(options, info, scan, estimators.names(), len(sequences))
+            # From here on there may be records, and this says whose they are.
+            write_file(state_path, state.to_bytes())
+        elif state.planned != len(sequences):
+            raise OutputError(
+                f"{state_path}: was planned with {state.planned} sequences, now there are {len(sequences)}: vshard or "
+                "a library it uses has changed; make the records anew with --overwrite"
+            )
+        _tell(state, info, sequences, options, report)
+        return _run(state, state_path, options, info, sequences[state.finished :], estimators, report)
+
+
+def _already(state: RunState, options: GenerateOptions, report: Report) -> RunState:
+    report.say(f"{options.stem}: already finished, nothing to do")
+    if state.records and not _outputs(options.output, options.stem):
+        report.warn("its records are no longer here; --overwrite makes them again")
+    return state
+
+
+def _tell(
+    state: RunState, info: VideoInfo, sequences: list[Sequence], options: GenerateOptions, report: Report
+) -> None:
+    """Say what is to be known before a long run."""
     if min(info.width, info.height) < SMALL_SIDE_PX:
         report.warn(
             f"{info.path.name} is {info.width}x{info.height}: its frames are enlarged to 720 or 1080 lines and will be "
             "blurred; 1080p is best"
         )
-    state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
-    make_folder(state_path.parent)
-    with only_one(state_path.with_suffix(".lock"), f"making the records of {options.stem}"):
-        if options.overwrite and not _goes_on(state_path, options, info, len(sequences)):
-            _remove_run(options.output, options.stem, state_path)
-        state = _open_state(state_path, options, info, len(sequences))
-        if state.complete:
-            report.say(f"{options.stem}: already finished, nothing to do")
-            if state.records and not _outputs(options.output, options.stem):
-                report.warn("its records are no longer here; --overwrite makes them again")
-            return state
-        if not state_path.exists():
-            # From here on there may be records, and this says whose they are.
-            write_file(state_path, state.to_bytes())
-        if state.finished:
-            report.say(f"{options.stem}: going on after {state.finished} of {state.planned} sequences")
-        return _run(state, state_path, options, info, sequences[state.finished :], report)
+    if state.damage:
+        report.warn(f"{info.path.name} {state.damage}; records are made of what can be read")
+    if state.unreadable:
+        report.warn(
+            f"{info.path.name}: {state.unreadable} of {len(info.pts)} frames cannot be read cleanly and are left out"
+        )
+    if not sequences:
+        report.warn(
+            f"{info.path.name}: no shot is {options.seq} frames long; --no-shots lets sequences run on over cuts"
+        )
+    if state.finished:
+        report.say(f"{options.stem}: going on after {state.finished} of {state.planned} sequences")
 
 
 def _run(
@@ -97,24 +145,26 @@ def _run(
     options: GenerateOptions,
     info: VideoInfo,
     sequences: list[Sequence],
+    estimators: Estimators,
     report: Report,
 ) -> RunState:
     """Make what is left of a run, noting each sequence when it is kept."""
-    from ..records.generate import generate_records
+    from ..records.generate import REJECT_DAMAGED, generate_records
 
     writer = None
     if options.format != "dirs":
         writer = ShardWriter(options.output, options.stem, options.shard_bytes, state.shards)
     report.start(f"generating {options.stem}", state.planned, "sequences")
+    making = generate_records(info, sequences, options, estimators)
     try:
-        for made in generate_records(info, sequences, options):
+        for made in making:
             for record in made.records:
                 if options.format != "shards":
                     write_record(options.output, record)
                 if writer is not None:
                     writer.add(record)
             for reject in made.rejects:
-                if not made.records and len(made.rejects) == 1:
+                if reject.reason == REJECT_DAMAGED:
                     report.warn(f"{reject.key}: {reject.reason} ({reject.found})")
             state = replace(
                 state,
@@ -129,6 +179,7 @@ def _run(
         if writer is not None:
             writer.close()
     finally:
+        making.close()
         if writer is not None:
             writer.abandon()
     state = replace(state, complete=True, shards=writer.position if writer is not None else Position())
@@ -137,14 +188,26 @@ def _run(
     return state
 
 
-def _goes_on(state_path: Path, options: GenerateOptions, info: VideoInfo, planned: int) -> bool:
+def _begun(state_path: Path, options: GenerateOptions, info: VideoInfo) -> RunState | None:
+    """Give the state of this very run, if it is there."""
+    try:
+        state = _read_state(state_path) if state_path.exists() else None
+        if state is not None:
+            _check_same_run(state, options, info)
+    except VshardError:
+        # What is wrong is said once the folder is locked, unless --overwrite makes it right.
+        return None
+    return state
+
+
+def _goes_on(state_path: Path, options: GenerateOptions, info: VideoInfo, estimators: dict[str, str]) -> bool:
     """Tell whether an unfinished run of the very same options is there, whole enough to go on with."""
     try:
-        state = _open_state(state_path, options, info, planned)
+        state = _open_state(state_path, options, info, estimators)
     except VshardError:
         return False
-    if state.complete:
-        return False
+    if state is None or state.complete:
+        return state is None
     shard = options.output / names.shard_file(options.stem, state.shards.shards)
     for path in (part_of(shard), shard):
         if state.shards.part_bytes and path.exists():
@@ -158,10 +221,10 @@ def _goes_on(state_path: Path, options: GenerateOptions, info: VideoInfo, planne
     return state.shards.part_bytes == 0
 
 
-def _open_state(state_path: Path, options: GenerateOptions, info: VideoInfo, planned: int) -> RunState:
-    """Give the state to go on from, refusing one of other options or another file."""
-    source = {"name": info.path.name, "size_bytes": info.size_bytes, "fingerprint": info.fingerprint}
-    fresh = RunState(options.identity(), source, planned)
+def _open_state(
+    state_path: Path, options: GenerateOptions, info: VideoInfo, estimators: dict[str, str]
+) -> RunState | None:
+    """Give the state to go on from, or None for a new run; refuse one of other options or another file."""
     if not state_path.exists():
         there = next(iter(_outputs(options.output, options.stem)), None)
         if there is not None:
@@ -169,22 +232,51 @@ def _open_state(state_path: Path, options: GenerateOptions, info: VideoInfo, pla
                 f"{there}: records named {options.stem} are there, but nothing says how they were made; choose "
                 "another --prefix, or remove exactly these with --overwrite"
             )
-        return fresh
+        return None
     state = _read_state(state_path)
-    if state.source != source:
+    _check_same_run(state, options, info)
+    if not state.complete:
+        for what, begun in state.estimators.items():
+            if estimators.get(what) != begun:
+                raise OptionError(
+                    f"{options.stem}: its records were begun with {what} {begun or 'none'}, now it is "
+                    f"{estimators.get(what) or 'none'}; give the same, choose another --prefix, or replace them with "
+                    "--overwrite"
+                )
+    return state
+
+
+def _source(info: VideoInfo) -> dict[str, Any]:
+    return {"name": info.path.name, "size_bytes": info.size_bytes, "fingerprint": info.fingerprint}
+
+
+def _fresh(
+    options: GenerateOptions, info: VideoInfo, scan: Scan, estimators: dict[str, str], planned: int
+) -> RunState:
+    return RunState(
+        options.identity(),
+        _source(info),
+        estimators,
+        planned,
+        unreadable=int((~scan.readable).sum()),
+        damage=info.damage,
+    )
+
+
+def _check_same_run(state: RunState, options: GenerateOptions, info: VideoInfo) -> None:
+    if state.source != _source(info):
         raise OptionError(
             f"{options.stem}: its records were made from another file ({state.source['name']}, "
             f"{state.source['size_bytes']} bytes; this one has {info.size_bytes}); choose another --prefix, or "
             "replace them with --overwrite"
         )
-    if state.options != fresh.options:
-        name = next(n for n in fresh.options if state.options.get(n) != fresh.options[n])
-        raise OptionError(
-            f"{options.stem}: its records were made with --{name.replace('_', '-')} {state.options.get(name)}, "
-            f"now it is {fresh.options[name]}; give the same, choose another --prefix, or replace them with "
-            "--overwrite"
-        )
-    return state
+    now = options.identity()
+    for name in now:
+        if state.options.get(name) != now[name]:
+            raise OptionError(
+                f"{options.stem}: its records were made with --{name.replace('_', '-')} {state.options.get(name)}, "
+                f"now it is {now[name]}; give the same, choose another --prefix, or replace them with --overwrite"
+            )
 
 
 def _read_state(state_path: Path) -> RunState:
@@ -196,6 +288,8 @@ def _read_state(state_path: Path) -> RunState:
         content["rejects"] = tuple(content["rejects"])
         state = RunState(**content)
         counts = (state.planned, state.finished, state.records, state.shards.shards, state.shards.part_bytes)
+        if not all(isinstance(part, dict) for part in (state.options, state.source, state.estimators)):
+            raise ValueError("parts are missing")
         if (
             not all(isinstance(count, int) and count >= 0 for count in counts)
             or state.finished > state.planned
