@@ -252,10 +252,17 @@ def test_the_peak_is_read_from_the_file(tmp_path: Path) -> None:
     info = probe(write_hdr(tmp_path / "screen.mkv", signal, 16, **{"master-display": screen}))
     assert info.peak_nits == 4000
     assert np.abs(bars_of(info).astype(int) - [[210] * 3, [255] * 3]).max() <= 1
-    info = probe(
-        write_hdr(tmp_path / "light.mkv", signal, 16, **{"master-display": screen, "max-cll": "1500,400"})
-    )
-    assert info.peak_nits == 1500
+    for light, peak in (("1500,400", 1500), ("20000,400", 10_000)):
+        path = write_hdr(tmp_path / "light.mkv", signal, 16, **{"master-display": screen, "max-cll": light})
+        assert probe(path).peak_nits == peak
+
+
+def test_untagged_hdr_is_bt2020(tmp_path: Path) -> None:
+    path = write_planes(
+        tmp_path / "bars.mkv", nits_to_pq(np.array([[10, 50, 90]])), lines=64, pixel_format="yuv420p10le", matrix=9,
+        tags={"color_trc": 16},
+    )  # fmt: skip
+    assert (probe(path).transfer, probe(path).matrix) == ("PQ", "bt2020nc")
 
 
 def test_hlg_video_becomes_sdr(tmp_path: Path) -> None:

@@ -367,11 +367,6 @@ def test_damage_reaches_what_is_decoded_later_and_leading_frames(whole: dict[str
         (6, False),
         (7, False),
     ]
-    # At the end nothing is waited for: P9 never comes, and B8 may be built on it.
-    account(trust, info, [(9, False, False), (8, False, False)])
-    assert settled(trust, info, [8]) == []
-    trust.ended()
-    assert settled(trust, info, []) == [(8, True)]
 
 
 def test_what_was_lost_before_a_key_frame_spoils_its_leading_frames(whole: dict[str, Path]) -> None:

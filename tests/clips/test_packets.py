@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
+
 import av
+import numpy as np
 import pytest
 
+from vshard.clips.decode import decode_frames
 from vshard.clips.packets import H264Reader, Picture
+from vshard.clips.probe import probe
 
 
 class BitWriter:
@@ -21,6 +27,11 @@ class BitWriter:
         for value in values:
             code = format(value + 1, "b")
             self.bits += "0" * (len(code) - 1) + code
+        return self
+
+    def raw(self, data: bytes) -> BitWriter:
+        """Whole bytes, on a byte's border."""
+        self.bits += "0" * (-len(self.bits) % 8) + "".join(format(byte, "08b") for byte in data)
         return self
 
     def unit(self, header: int) -> bytes:
@@ -56,11 +67,11 @@ def sequence(
     if order_type == 0:
         bits.codes(0)
     elif order_type == 1:
-        bits.put(1, 0).codes(2**30, 1, 2, 5, 6)  # long runs of zeros, then two offsets
+        bits.put(1, 0).codes(2**30, 2**31 - 1, 2, 2**24, 2**26)  # long runs of zeros, then two offsets
     return bits.codes(1).put(1, gaps).codes(7, 5).put(1, frames_only).unit(0x67)
 
 
-PICTURES = BitWriter().codes(0, 0).put(2, 0).unit(0x68)
+PICTURES = BitWriter().codes(0, 0).put(2, 0).codes(0, 0, 0).put(3, 0).codes(0, 0, 0).put(3, 0b100).unit(0x68)
 
 
 def picture(
@@ -157,8 +168,10 @@ def test_planes_of_their_own_and_allowed_gaps() -> None:
     reader.read(packet(begin))
     assert not reader.read(packet([picture(1, plane=2)])).lost_before
     assert reader.read(packet([picture(3, plane=1)])).lost_before
-    reader.read(packet([sequence(gaps=True), PICTURES, picture(0, **IDR)]))
-    assert not reader.read(packet([picture(5)])).lost_before
+    for order_type in (0, 1, 2):
+        for gaps in (False, True):
+            reader.read(packet([sequence(gaps=gaps, order_type=order_type), PICTURES, picture(0, **IDR)]))
+            assert reader.read(packet([picture(5)])).lost_before != gaps
 
 
 @pytest.mark.parametrize("data", [b"\0\0\1\x61", b"\0\0\1\x61\0\0\0", b"\0\0\1\x67\x4d", b"\0\0\1", b"junk"])
@@ -168,3 +181,43 @@ def test_what_cannot_be_read_is_left_to_the_decoder(data: bytes) -> None:
     damaged = av.Packet(data)
     damaged.is_keyframe = True
     assert reader.read(damaged) == Picture(is_key=True, gives_frame=True, lost_before=False)
+
+
+def write_field_pictures(path: Path, count: int, group: int) -> Path:
+    """Write 32x64 H.264 of which every field is a picture and packet of its own, in raw macroblocks (I_PCM).
+
+    The top field of frame k is 40 + 5k everywhere, the bottom field 100 more. No encoder at hand writes these;
+    broadcasters do.
+    """
+    fields = BitWriter().put(8, 77).put(16, 30).codes(0, 0, 0, 4, 1).put(1, 0).codes(1, 1).put(5, 0b00100)
+    parameters = [fields.unit(0x67), PICTURES]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 64, "yuv420p"
+        for field in range(2 * count):
+            frame, bottom = divmod(field, 2)
+            number = frame % group
+            starts = number == 0 and not bottom
+            bits = BitWriter().codes(0, 7, 0).put(4, number).put(1, 1).put(1, bottom)
+            if starts:
+                bits.codes(frame // group % 2)
+            bits.put(8, field % (2 * group)).put(2 if starts else 1, 0).codes(0, 1)
+            for _ in range(4):
+                bits.codes(25).raw(bytes([40 + 5 * frame + 100 * bottom]) * 256 + bytes([128]) * 128)
+            units = [*(parameters if starts else []), bits.unit(0x65 if starts else 0x61)]
+            made = packet([b"\x09\xf0", *units], is_key=starts)
+            made.pts = made.dts = field
+            made.time_base, made.stream = Fraction(1, 50), stream
+            container.mux(made)
+    return path
+
+
+def test_two_fields_of_their_own_make_one_frame(tmp_path: Path) -> None:
+    info = probe(write_field_pictures(tmp_path / "fields.ts", 16, group=8))
+    assert info.interlaced
+    assert (len(info.pts), info.fps, info.damage) == (16, 25, None)
+    frames = list(decode_frames(info))
+    assert [(frame.pts, frame.damaged) for frame in frames] == [(pts, False) for pts in info.pts]
+    for number, frame in enumerate(frames):
+        top = np.frombuffer(frame.picture.planes[0], np.uint8).reshape(64, -1)[0, :32]
+        assert (top == 40 + 5 * number).all()

@@ -59,6 +59,18 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_folder(path: Path) -> None:
+    """Check, without creating anything, that nothing but a folder is at ``path`` or above it.
+
+    Raises:
+        OutputError: a file is in the way.
+    """
+    with writing(path):
+        nearest = next((place for place in (path, *path.parents) if place.exists()), path)
+        if nearest.exists() and not nearest.is_dir():
+            raise FileExistsError(errno.EEXIST, "", str(nearest))
+
+
 def part_of(path: Path) -> Path:
     """Give the place beside ``path`` where it is written before it is whole."""
     return path.with_name(path.name + PART_SUFFIX)

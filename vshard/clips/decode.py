@@ -150,8 +150,6 @@ def _decoded_from(info: VideoInfo, start: int, threads: int) -> Generator[Decode
             if failed or (packet is not None and packet.is_corrupt):
                 trust.failed()
             trust.came(frames)
-            if packet is None:
-                trust.ended()
             yield from (frame for frame in trust.settled() if frame.pts >= start)
             if packet is None:
                 break
@@ -307,13 +305,11 @@ class Trust:
             if fits:
                 self._came.append((packet, picture))
 
-    def ended(self) -> None:
-        """Note that no more frames will come."""
-        while self._awaited:
-            self._pass_over()
-
     def settled(self) -> Iterator[Decoded]:
-        """Give the frames of which no packet decoded before them is still awaited."""
+        """Give the frames of which no packet decoded before them is still awaited.
+
+        Those left over at the end are built on a frame that never came.
+        """
         while self._came:
             packet, picture = self._came[0]
             if any(self._sent[pts].order < packet.order for pts in self._awaited):

@@ -86,7 +86,9 @@ def scan_video(info: VideoInfo, report: Report) -> Scan:
             for part, (start, stop) in enumerate(pairwise(edges))
         ]
         try:
-            while wait(futures, timeout=0.2).not_done and not any(f.done() and f.exception() for f in futures):
+            while wait(futures, timeout=0.2).not_done and not any(
+                f.done() and f.exception() for f in futures
+            ):
                 report.advance(sum(looked))
         finally:
             stopped.set()
@@ -96,9 +98,7 @@ def scan_video(info: VideoInfo, report: Report) -> Scan:
     return _scan_of(frames)
 
 
-def _look(
-    info: VideoInfo, start: int, stop: int, part: int, looked: list[int], stopped: Event
-) -> np.ndarray:
+def _look(info: VideoInfo, start: int, stop: int, part: int, looked: list[int], stopped: Event) -> np.ndarray:
     """Look at the frames [start, stop): an array of ``_FRAME``. Notes in ``looked[part]`` how many are done.
 
     It begins a little before and ends a little behind, so that ranges put together are as if looked at in one go.

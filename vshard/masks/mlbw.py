@@ -104,7 +104,7 @@ def find_mask_weights(given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    path = Path(torch.hub.get_dir()) / "checkpoints" / MASK_WEIGHTS_FILE
+    path = _cached()
     if not path.is_file():
         data = _download()
         make_folder(path.parent)
@@ -133,7 +133,8 @@ def load_mask_network(path: Path) -> MaskNetwork:
     try:
         return _build(data)
     except _BadFileError as error:
-        advice = f"give {MASK_WEIGHTS_FILE} of iw3; removed from PyTorch's cache, it is downloaded anew"
+        cached = path == _cached()
+        advice = "remove it, and it is downloaded anew" if cached else f"give {MASK_WEIGHTS_FILE} of iw3"
         raise MaskModelError(f"{path}: {error}; {advice}") from error
 
 
@@ -204,6 +205,10 @@ class _OffsetBias(nn.Module):
     def forward(self) -> Tensor:
         bias: Tensor = self.to_bias(self.delta)[self.index]
         return bias.view(_WINDOW**2, _WINDOW**2)
+
+
+def _cached() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / MASK_WEIGHTS_FILE
 
 
 class _BadFileError(Exception):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.devices import choose_device
 from ..base.errors import OptionError, OutputError, RecordError, ShardError, VshardError
-from ..base.files import make_folder, part_of, write_file, writing
+from ..base.files import check_folder, make_folder, part_of, write_file, writing
 from ..base.locks import only_one
 from ..base.report import Report
 from ..clips.plan import Sequence
@@ -75,6 +75,7 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
     info = probe(Path(options.video))
     check_video(info, options)
     device = choose_device(options.gpu)
+    check_folder(options.output)
     state_path = options.output / names.STATE_FOLDER / f"{options.stem}.json"
     begun = _begun(state_path, options, info)
     if begun is not None and begun.complete and not options.overwrite:
