@@ -249,18 +249,30 @@ def test_a_container_that_marks_no_key_frames(tmp_path: Path) -> None:
     assert len(clean(look(info, int(info.pts[20])))) == FRAMES - 20
 
 
-def test_frames_without_time_stamps_are_counted_and_left_out(whole: dict[str, Path], tmp_path: Path) -> None:
-    data, number = bytearray(whole["h264.ts"].read_bytes()), GROUP + 2
-    body = bytes(packets_of(whole["h264.ts"])[number])
-    # The header of the transport stream's own packet: "PTS and DTS are there" becomes "neither is".
+def without_time(path: Path, body: bytes) -> None:
+    """Take a packet's time stamps out of the header that the transport stream puts before it."""
+    data = bytearray(path.read_bytes())
     at = data.rindex(b"\0\0\1\xe0", 0, data.index(body[:40]))
-    data[at + 7] &= 0x3F
-    (tmp_path / "gap.ts").write_bytes(data)
-    info = probe(tmp_path / "gap.ts")
+    data[at + 7] &= 0x3F  # "PTS and DTS are there" becomes "neither is"
+    path.write_bytes(data)
+
+
+def test_frames_without_time_stamps_are_counted_and_left_out(whole: dict[str, Path], tmp_path: Path) -> None:
+    packets, truth = packets_of(whole["h264.ts"]), look(probe(whole["h264.ts"]))
+    path = tmp_path / "gap.ts"
+    path.write_bytes(whole["h264.ts"].read_bytes())
+    without_time(path, bytes(packets[GROUP + 2]))
+    info = probe(path)
     assert info.damage == "1 of its 36 frames carry no time stamp and are left out"
     assert len(info.pts) == FRAMES - 1
-    truth, kept = look(probe(whole["h264.ts"])), clean(look(info))
-    assert kept == {pts: truth[pts][0] for pts in info.pts.tolist()}
+    assert clean(look(info)) == {pts: truth[pts][0] for pts in info.pts.tolist()}
+    # A key frame without one, behind damage.
+    flipped(whole["h264.ts"], [largest(whole["h264.ts"], 0)], path)
+    without_time(path, bytes(packets[GROUP]))
+    kept = clean(look(probe(path)))
+    assert kept == {pts: truth[pts][0] for pts in kept}
+    assert {packet.pts for packet in packets[GROUP + 1 :]} <= set(kept)
+    assert_start_does_not_matter(probe(path))
 
 
 def test_a_change_of_size_leaves_the_frames_of_the_first(tmp_path: Path) -> None:

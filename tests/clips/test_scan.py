@@ -68,6 +68,28 @@ def test_a_cut_in_the_first_frames_is_a_jump(tmp_path: Path) -> None:
     assert faults[1:] == [None] * (len(faults) - 1)
 
 
+def test_ranges_looked_at_side_by_side_are_as_if_looked_at_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = (30, 17, 25, 40)
+    path = write_video(tmp_path / "v.mp4", shots_of(*lengths))
+    info, whole = look(path)
+    for least in (7, 15, 16, 30):  # cuts fall into ranges, on their borders and beside them
+        monkeypatch.setattr(scanning, "RANGE_FRAMES_LEAST", least)
+        parts = scan_video(info, Silent())
+        for name in vars(whole):
+            assert (getattr(parts, name) == getattr(whole, name)).all(), (least, name)
+    # The same with a file of which a part cannot be read.
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    (tmp_path / "bad.mp4").write_bytes(data)
+    info = probe(tmp_path / "bad.mp4")
+    parts = scan_video(info, Silent())
+    monkeypatch.setattr(scanning, "RANGES_MOST", 1)
+    whole = scan_video(info, Silent())
+    assert (parts.readable == whole.readable).all() and not whole.readable.all()
+
+
 @pytest.mark.parametrize("tint", [0, 255])
 def test_blank_frames_are_a_fault(tmp_path: Path, tint: int) -> None:
     frames = shots_of(48)

@@ -25,7 +25,8 @@ from .probe import VideoInfo, decode_packet, open_video, video_packets, video_st
 # On several threads FFmpeg now and then loses the mark of an error it concealed (10 times in 150 with H.264 on two
 # cores), so the codecs whose errors it conceals decode on one: 332 in place of 507 frames a second at 720p.
 _CONCEALING = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "rv30", "rv40")
-# HEVC says nothing of damaged slices unless it is to give up at the first error; H.264 would give up on harmless ones.
+# HEVC's decoder says nothing of damaged slices unless it is to give up at the first error, and checks the hash of a
+# picture, where the stream holds it, only when told to. H.264's would give up on harmless oddities.
 _STRICT = {"hevc": {"err_detect": "explode+crccheck"}}
 
 
@@ -103,7 +104,7 @@ def decode_frames(info: VideoInfo, start_pts: int | None = None) -> Iterator[Dec
 
 
 def decodes_on_one_thread(info: VideoInfo) -> bool:
-    """Whether frames are decoded one after another, so that ranges of the video may be decoded side by side."""
+    """Tell whether the video's decoder uses one thread, so that ranges of it are worth decoding side by side."""
     return info.codec in _CONCEALING
 
 
@@ -139,7 +140,7 @@ def _decoded_from(info: VideoInfo, start: int, threads: int) -> Generator[Decode
         for packet in chain(_packets_from(info, container, stream, start), [None]):
             if packet is not None:
                 picture = reader.read(packet)
-                if picture.is_key and trust.is_broken:
+                if picture.is_key and trust.is_broken and packet.pts is not None and packet.pts > start:
                     anew, packet = packet.pts, None
                 else:
                     shown = packet.pts if picture.gives_frame else None
@@ -157,24 +158,23 @@ def _decoded_from(info: VideoInfo, start: int, threads: int) -> Generator[Decode
 
 
 def _packets_from(info: VideoInfo, container: Any, stream: Any, start: int) -> Iterator[Any]:
-    """Give the packets from the last key frame shown at or before ``start`` on, or all where there is none.
+    """Give the packets from the last key frame shown at or before ``start`` on.
 
-    Where seeking does not hit it (some containers have no index, MPEG-TS is searched roughly) the file is read to it.
+    The file is read from its beginning where that is the first one, and where seeking does not hit it (some containers
+    have no index).
     """
     index = int(np.searchsorted(info.key_pts, start, side="right")) - 1
-    if index < 0:
+    if index <= 0:
         yield from video_packets(container, stream)
-    elif index == 0:
-        yield from _behind(int(info.key_pts[0]), video_packets(container, stream)) or ()
     elif (found := _sought(info.key_pts[: index + 1].tolist(), container, stream)) is not None:
         yield from found
     else:
         with open_video(info.path) as unread:
-            yield from _behind(int(info.key_pts[index]), video_packets(unread, video_stream(unread))) or ()
+            yield from video_packets(unread, video_stream(unread))
 
 
 def _sought(keys: list[int], container: Any, stream: Any) -> Iterator[Any] | None:
-    """Seek to the last of the key frames, and further and further before it, until it is met."""
+    """Seek to the last of the key frames, and further and further before it (MPEG-TS is searched roughly)."""
     import av
 
     back = 0

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..base.files import write_file
 from ..base.report import Report
-from .decode import decode_frames, to_rgb
+from .decode import decode_frames, decodes_on_one_thread, to_rgb
 from .probe import VideoInfo
 
 SCHEMA = "vshard.scan/1"
@@ -30,7 +30,7 @@ TILES = (16, 9)
 # PySceneDetect's own defaults: a cut stands out three times from the frames around it.
 CUT_RATIO, CUT_CHANGE_LEAST = 3.0, 15.0
 # Ranges are the same on every machine. Where a file cannot be sought in, each is decoded from the file's start.
-RANGE_FRAMES_LEAST, RANGES_MOST = 512, 16
+RANGE_FRAMES_LEAST, RANGES_MOST = 2048, 16
 # The detector compares a frame with two before and two after it, each with the one before.
 CONTEXT_FRAMES = 4
 _HEADER_BYTES_MOST = 1000
@@ -80,7 +80,7 @@ def scan_video(info: VideoInfo, report: Report) -> Scan:
     edges = [count * part // parts for part in range(parts + 1)]
     looked, stopped = [0] * parts, Event()
     report.start(f"looking through {info.path.name}", count, "frames")
-    with ThreadPoolExecutor((os.cpu_count() or 1) if info.codec in ("h264",) else 1) as pool:
+    with ThreadPoolExecutor((os.cpu_count() or 1) if decodes_on_one_thread(info) else 1) as pool:
         futures = [
             pool.submit(_look, info, start, stop, part, looked, stopped)
             for part, (start, stop) in enumerate(pairwise(edges))
