@@ -1,11 +1,49 @@
-"""Makes records without a video: for tests of what comes after generation."""
+"""What several tests make or need: records without a video, weights of the mask network, a report that listens."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import torch
+
+from vshard.base.report import Silent
+from vshard.masks.mlbw import MaskNetwork
 from vshard.records.png import encode_png
 from vshard.records.record import SCHEMA, Record, metadata_bytes
+
+
+class Listening(Silent):
+    """A report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
+
+
+def save_mask_network(path: Path) -> Path:
+    """Save the mask network with random weights in the original's form of file."""
+    torch.manual_seed(1)
+    network = MaskNetwork()
+    # Fresh weights see holes nearly nowhere or nearly everywhere.
+    torch.nn.init.normal_(network.lv1_out[1].weight, std=0.3)
+    kwargs = {
+        "num_layers": 2,
+        "base_dim": 32,
+        "small": False,
+        "cycle": False,
+        "hole_mask": True,
+        "kwargs": {},
+    }
+    content = {"nunif_model": 1, "name": "sbs.mlbw", "updated_at": "", "kwargs": kwargs, "train_kwargs": {}}
+    torch.save(content | {"state_dict": network.state_dict()}, path)
+    return path
 
 
 def make_record(key: str, *, frames: int = 12, size: int = 32, seed: int = 0) -> Record:

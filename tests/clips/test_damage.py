@@ -174,20 +174,6 @@ def test_clips_alone_are_as_among_others(whole: dict[str, Path], tmp_path: Path,
         assert len(clip.rgb) == len(sequence.pts) - len(clip.missing)
 
 
-def test_threads_do_not_change_what_is_found(
-    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    truth = look(probe(whole["hevc.mkv"]))
-    for number in (1, 9, 17, largest(whole["hevc.mkv"], 2)):
-        info = probe(flipped(whole["hevc.mkv"], [number], tmp_path / "hevc.mkv"))
-        monkeypatch.setattr("vshard.clips.decode._CONCEALING", ())
-        kept = clean(look(info))
-        assert len(kept) < FRAMES
-        assert {pts: truth[pts][0] for pts in kept} == kept
-        monkeypatch.setattr("vshard.clips.decode._CONCEALING", ("hevc",))
-        assert clean(look(info)) == kept
-
-
 def test_errors_one_upon_another_are_all_seen(whole: dict[str, Path], tmp_path: Path) -> None:
     # PyAV keeps back an error that comes with frames, as it does behind another error.
     packets, truth = packets_of(whole["hevc.mkv"]), look(probe(whole["hevc.mkv"]))

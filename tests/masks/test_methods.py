@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from making import save_mask_network
 
 from vshard.base.errors import MaskModelError
 from vshard.masks.methods import open_backward_mask
-from vshard.masks.mlbw import MASK_WEIGHTS_FILE, MaskNetwork
+from vshard.masks.mlbw import MASK_WEIGHTS_FILE
 from vshard.masks.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -17,20 +18,7 @@ RECIPE = Recipe(None, 720, "bicubic", 4.0, 0.5, "none", 0, False, "right")
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(3)
-    network = MaskNetwork()
-    kwargs = {
-        "num_layers": 2,
-        "base_dim": 32,
-        "small": False,
-        "cycle": False,
-        "hole_mask": True,
-        "kwargs": {},
-    }
-    path = tmp_path / "weights.pth"
-    content = {"nunif_model": 1, "name": "sbs.mlbw", "updated_at": "", "kwargs": kwargs, "train_kwargs": {}}
-    torch.save(content | {"state_dict": network.state_dict()}, path)
-    return path
+    return save_mask_network(tmp_path / "weights.pth")
 
 
 def into_cache(weights: Path) -> None:

@@ -10,28 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import moving_frames, write_video
+from making import Listening, save_mask_network
 from tiny_networks import save_networks
 
 from vshard.base.errors import OptionError
 from vshard.base.report import Silent
-from vshard.masks.mlbw import MaskNetwork
 from vshard.records import generate
 from vshard.records.plan import GenerateOptions
 from vshard.records.png import decode_png
 from vshard.records.record import Record
 from vshard.shards.run import run_generation
-
-
-class Listening(Silent):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +29,7 @@ def depth_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mask_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    network = MaskNetwork()
-    # Fresh weights see holes nearly nowhere or nearly everywhere.
-    torch.nn.init.normal_(network.lv1_out[1].weight, std=0.3)
-    kwargs = {
-        "num_layers": 2,
-        "base_dim": 32,
-        "small": False,
-        "cycle": False,
-        "hole_mask": True,
-        "kwargs": {},
-    }
-    content = {"nunif_model": 1, "name": "sbs.mlbw", "updated_at": "", "kwargs": kwargs, "train_kwargs": {}}
-    path = tmp_path_factory.mktemp("masks") / "weights.pth"
-    torch.save(content | {"state_dict": network.state_dict()}, path)
-    return path
+    return save_mask_network(tmp_path_factory.mktemp("masks") / "weights.pth")
 
 
 def options_of(clip: Path, output: Path, **changes: object) -> GenerateOptions:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from making import make_record
+from making import Listening, make_record
 
 from vshard.base import files
 from vshard.base.errors import OptionError, OutputError, VideoError
@@ -69,16 +69,6 @@ def options(clip: Path, output: Path, **changes: object) -> GenerateOptions:
         shard_bytes=1 << 20,
     )
     return replace(chosen, **changes)
-
-
-class Listening(Silent):
-    """A report that keeps its warnings."""
-
-    def __init__(self) -> None:
-        self.warned: list[str] = []
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
 
 class KilledError(BaseException):

@@ -12,7 +12,7 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import make_record
+from making import Listening, make_record
 from PIL import Image
 
 from vshard.base.errors import DatasetError, OptionError, OutputError, RecordError, ShardError
@@ -24,16 +24,6 @@ from vshard.shards.index import index_path, load_index, scan_shard
 from vshard.shards.pack import pack, unpack
 
 SHARD_BYTES = 1 << 20
-
-
-class Listening(Silent):
-    """A report that keeps its warnings."""
-
-    def __init__(self) -> None:
-        self.warned: list[str] = []
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import make_record
+from making import Listening, make_record
 from PIL import Image
 
 from vshard.base.errors import CheckpointError, DatasetError, OptionError, OutputError
@@ -24,20 +24,6 @@ from vshard.train.plan import TrainOptions
 from vshard.train.run import TrainingError, train
 
 NAME = "inpaint.light_video_inpaint_v1"
-
-
-class Listening(Silent):
-    """A report that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
 
 @pytest.fixture(autouse=True)

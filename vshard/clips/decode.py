@@ -1,9 +1,14 @@
 """A video's frames in the order they are shown, each with the word whether it can be trusted.
 
 A decoder patches what it cannot read with pieces of other frames, often without a sign, and what is built on such a
-frame is wrong too. So damage counts from where it is found to the next key frame. What is found does not depend on
-where decoding starts, nor on the number of processors. One pass through the file; colour is converted only for frames
-that are wanted. Memory: one sequence of frames and the few that the decoder holds back.
+frame is wrong too. So damage counts from where it is found to the next key frame, and what is found does not depend
+on where decoding starts.
+
+A decoder gets one thread. On more, FFmpeg now and then loses the mark of an error it concealed (10 times in 150 with
+H.264), errors surface packets late, and dav1d finds others than alone. On two cores that costs up to a third of the
+speed (H.264 at 720p: 332 in place of 507 frames a second, HEVC none); ranges of a video can be decoded side by side.
+One pass through the file; colour is converted only for frames that are wanted. Memory: one sequence of frames and the
+few that the decoder holds back.
 """
 
 from __future__ import annotations
@@ -22,9 +27,6 @@ from .packets import picture_reader
 from .plan import Sequence
 from .probe import VideoInfo, decode_packet, open_video, video_packets, video_stream
 
-# On several threads FFmpeg now and then loses the mark of an error it concealed (10 times in 150 with H.264 on two
-# cores), so the codecs whose errors it conceals decode on one: 332 in place of 507 frames a second at 720p.
-_CONCEALING = ("h264", "mpeg1video", "mpeg2video", "mpeg4", "rv30", "rv40")
 # HEVC's decoder says nothing of damaged slices unless it is to give up at the first error, and checks the hash of a
 # picture, where the stream holds it, only when told to. H.264's would give up on harmless oddities.
 _STRICT = {"hevc": {"err_detect": "explode+crccheck"}}
@@ -103,36 +105,27 @@ def decode_frames(info: VideoInfo, start_pts: int | None = None) -> Iterator[Dec
     return (frame for frame in _deinterlaced(info, _as_coded(info, before)) if frame.pts >= start)
 
 
-def decodes_on_one_thread(info: VideoInfo) -> bool:
-    """Tell whether the video's decoder uses one thread, so that ranges of it are worth decoding side by side."""
-    return info.codec in _CONCEALING
+def decodes_on_one_thread(_info: VideoInfo) -> bool:
+    """Tell whether ranges of the video are worth decoding side by side: they always are."""
+    return True
 
 
 def _as_coded(info: VideoInfo, start: int) -> Iterator[Decoded]:
-    """Decode on all processors while all is well, and on one from the first trouble on.
-
-    With frames decoded side by side an error surfaces late, and PyAV keeps back one that comes with frames.
-    """
-    if not decodes_on_one_thread(info):
-        for frame in _decoded_from(info, start, threads=0):
-            if frame.damaged:
-                break
-            yield frame
-            start = frame.pts + 1
+    """Give frames from ``start`` on; behind damage a new decoder begins at the key frame, as if the file did."""
     at: int | None = start
-    while at is not None and at <= info.pts[-1]:
-        at = yield from _decoded_from(info, at, threads=1)
+    while at is not None:
+        at = yield from _up_to_damage(info, at)
 
 
-def _decoded_from(info: VideoInfo, start: int, threads: int) -> Generator[Decoded, None, int | None]:
-    """Decode from the last key frame at or before ``start`` on; on several threads (0: all) up to the first error.
+def _up_to_damage(info: VideoInfo, start: int) -> Generator[Decoded, None, int | None]:
+    """Decode from the last key frame at or before ``start`` on to the end, or to the first key frame behind damage.
 
-    Returns:
-        The key frame behind damage at which to go on with a new decoder, as if the file began there.
+    That key frame's time stamp is returned. The decoder that met the damage is not to be trusted with it: PyAV keeps
+    back an error that comes with frames left over from another.
     """
     with open_video(info.path) as container:
         stream = video_stream(container)
-        stream.thread_type, stream.thread_count = "AUTO", threads
+        stream.thread_count = 1
         stream.codec_context.options = _STRICT.get(info.codec, {})
         reader = picture_reader(stream.codec_context)
         trust = Trust(info)
@@ -146,8 +139,6 @@ def _decoded_from(info: VideoInfo, start: int, threads: int) -> Generator[Decode
                     shown = packet.pts if picture.gives_frame else None
                     trust.sent(shown, picture.is_key, lost_before=picture.lost_before)
             frames, failed = decode_packet(stream, packet)
-            if failed and threads != 1:
-                return None
             if failed or (packet is not None and packet.is_corrupt):
                 trust.failed()
             trust.came(frames)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.errors import DepthModelError, VshardError
-from .models import PARALLAX
+from .builtin import PARALLAX
 from .sizes import View, depth_anything_view, depth_pro_view, zoe_view
 
 Network = Callable[[Tensor], Tensor]  # (N, 3, h, w) float32, colours normalised -> (N, h', w'), any range

@@ -14,13 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import DepthModelError
+from .builtin import NULL, PARALLAX
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-PARALLAX = "Parallax"
-NULL = "NULL"
 
 # Below, a network has too few patches to see anything; above, the short side of 4K is passed.
 RESOLUTION_MIN, RESOLUTION_MAX = 112, 2160
