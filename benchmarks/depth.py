@@ -29,9 +29,9 @@ import numpy as np
 import torch
 
 from vshard.base.report import Silent
-from vshard.clips.decode import read_clips
 from vshard.clips.plan import plan_sequences
 from vshard.clips.probe import probe
+from vshard.clips.read import read_clips
 from vshard.clips.render import MOTIONS, RenderOptions, render_frames
 from vshard.clips.scan import scan_video
 from vshard.depth.edges import normalize

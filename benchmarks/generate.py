@@ -26,9 +26,9 @@ import torch
 
 from vshard.base.devices import choose_device
 from vshard.base.report import Silent
-from vshard.clips.decode import read_clips
 from vshard.clips.plan import Sequence
 from vshard.clips.probe import VideoInfo, probe
+from vshard.clips.read import read_clips
 from vshard.clips.scan import scan_video
 from vshard.records.generate import Estimators, Made, compose, generate_records, observe, open_estimators
 from vshard.records.plan import GenerateOptions, plan_run

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vshard.clips.decode import read_clips
 from vshard.clips.plan import plan_sequences
 from vshard.clips.probe import probe
+from vshard.clips.read import read_clips
 from vshard.records.png import decode_png, encode_png
 
 ROUNDS = 7

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import moving_frames
 
-from vshard.clips.decode import Trust, decode_frames, read_clips
+from vshard.clips.decode import Trust, decode_frames
 from vshard.clips.plan import Sequence
 from vshard.clips.probe import VideoInfo, probe
+from vshard.clips.read import read_clips
 
 FRAMES, GROUP = 36, 9
 HEVC = f"keyint={GROUP}:min-keyint={GROUP}:bframes=2:log-level=none:hash=1:"

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from conftest import moving_frames, write_video
 
-from vshard.clips.decode import decode_frames, read_clips, to_rgb
+from vshard.clips.colour import to_rgb
+from vshard.clips.decode import decode_frames
 from vshard.clips.plan import Sequence, plan_sequences
 from vshard.clips.probe import probe
+from vshard.clips.read import read_clips
 
 
 def test_frames_are_those_planned(clip_path: Path) -> None:

@@ -7,8 +7,7 @@ on where decoding starts.
 A decoder gets one thread. On more, FFmpeg now and then loses the mark of an error it concealed (10 times in 150 with
 H.264), errors surface packets late, and dav1d finds others than alone. On two cores that costs up to a third of the
 speed (H.264 at 720p: 332 in place of 507 frames a second, HEVC none); ranges of a video can be decoded side by side.
-One pass through the file; colour is converted only for frames that are wanted. Memory: one sequence of frames and the
-few that the decoder holds back.
+One pass through the file; memory: the few frames that the decoder holds back.
 """
 
 from __future__ import annotations
@@ -22,9 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .colour import to_rgb as to_rgb
 from .packets import picture_reader
-from .plan import Sequence
 from .probe import VideoInfo, decode_packet, open_video, video_packets, video_stream
 
 # HEVC's decoder says nothing of damaged slices unless it is to give up at the first error, and checks the hash of a
@@ -44,51 +41,6 @@ class Decoded:
     damaged: bool
 
 
-@dataclass(frozen=True, repr=False)
-class Clip:
-    """The frames of one sequence.
-
-    ``rgb``: (T, H, W, 3) uint8. ``seconds``: when each frame is shown. ``missing``: time stamps of planned
-    frames that are not in the file or damaged; where it is not empty, ``rgb`` holds only the others.
-    """
-
-    sequence: Sequence
-    rgb: np.ndarray
-    seconds: tuple[float, ...]
-    missing: tuple[int, ...]
-
-    def __repr__(self) -> str:
-        return f"Clip(sequence {self.sequence.number}, rgb {self.rgb.shape}, missing {len(self.missing)})"
-
-
-def read_clips(info: VideoInfo, sequences: list[Sequence]) -> Iterator[Clip]:
-    """Decode ``sequences`` (ascending, not overlapping) in order, one :class:`Clip` each.
-
-    Raises:
-        VideoError: the file cannot be opened.
-    """
-    if not sequences:
-        return
-    decoder = decode_frames(info, sequences[0].pts[0])
-    upcoming = next(decoder, None)
-    for sequence in sequences:
-        wanted = set(sequence.pts)
-        frames: dict[int, np.ndarray] = {}
-        while upcoming is not None and upcoming.pts <= sequence.pts[-1]:
-            if upcoming.pts in wanted and not upcoming.damaged:
-                frames[upcoming.pts] = to_rgb(info, upcoming.picture)
-            upcoming = next(decoder, None)
-        present = [pts for pts in sequence.pts if pts in frames]
-        yield Clip(
-            sequence=sequence,
-            rgb=np.stack([frames[pts] for pts in present])
-            if present
-            else np.empty((0, info.height, info.width, 3), np.uint8),
-            seconds=tuple(round(float(pts * info.time_base), 6) for pts in sequence.pts),
-            missing=tuple(pts for pts in sequence.pts if pts not in frames),
-        )
-
-
 def decode_frames(info: VideoInfo, start_pts: int | None = None) -> Iterator[Decoded]:
     """Give the video's frames in the order they are shown, from the first one at or after ``start_pts``.
 
@@ -103,11 +55,6 @@ def decode_frames(info: VideoInfo, start_pts: int | None = None) -> Iterator[Dec
     # Deinterlacing looks at the frame before.
     before = int(info.pts[max(np.searchsorted(info.pts, start) - 1, 0)])
     return (frame for frame in _deinterlaced(info, _as_coded(info, before)) if frame.pts >= start)
-
-
-def decodes_on_one_thread(_info: VideoInfo) -> bool:
-    """Tell whether ranges of the video are worth decoding side by side: they always are."""
-    return True
 
 
 def _as_coded(info: VideoInfo, start: int) -> Iterator[Decoded]:

@@ -1,8 +1,8 @@
 """One look at every frame of a video, small: where shots end, what repeats, what is black, what cannot be read.
 
 In: a probed video. Out: a :class:`Scan`, a few numbers a frame, from which planning decides which frames may make a
-sequence. Cuts come from PySceneDetect. Costs one decoding of the file, several ranges of it side by side where the
-decoder itself uses one thread, and 18 bytes a frame; a run keeps the result beside its state, so it is made once.
+sequence. Cuts come from PySceneDetect. Costs one decoding of the file, several ranges of it side by side, and 18 bytes
+a frame; a run keeps the result beside its state, so it is made once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import numpy as np
 
 from ..base.files import write_file
 from ..base.report import Report
-from .decode import decode_frames, decodes_on_one_thread, to_rgb
+from .colour import to_rgb
+from .decode import decode_frames
 from .probe import VideoInfo
 
 SCHEMA = "vshard.scan/1"
@@ -31,6 +32,8 @@ TILES = (16, 9)
 CUT_RATIO, CUT_CHANGE_LEAST = 3.0, 15.0
 # Ranges are the same on every machine. Where a file cannot be sought in, each is decoded from the file's start.
 RANGE_FRAMES_LEAST, RANGES_MOST = 2048, 16
+# A decoder of 4K holds up to 0.4 GB.
+DECODERS_MOST = 8
 # The detector compares a frame with two before and two after it, each with the one before.
 CONTEXT_FRAMES = 4
 _HEADER_BYTES_MOST = 1000
@@ -80,7 +83,7 @@ def scan_video(info: VideoInfo, report: Report) -> Scan:
     edges = [count * part // parts for part in range(parts + 1)]
     looked, stopped = [0] * parts, Event()
     report.start(f"looking through {info.path.name}", count, "frames")
-    with ThreadPoolExecutor((os.cpu_count() or 1) if decodes_on_one_thread(info) else 1) as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, DECODERS_MOST)) as pool:
         futures = [
             pool.submit(_look, info, start, stop, part, looked, stopped)
             for part, (start, stop) in enumerate(pairwise(edges))

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from ..base.files import write_file
 from ..base.report import Report
-from .decode import decode_frames, to_rgb
+from .colour import to_rgb
+from .decode import decode_frames
 from .probe import VideoInfo
 
 TILE_WIDTH_PX = 256

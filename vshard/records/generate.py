@@ -25,9 +25,9 @@ from .. import __version__
 from ..base.ahead import map_ahead
 from ..base.report import Report
 from ..base.seeds import generator
-from ..clips.decode import Clip, read_clips
 from ..clips.plan import Sequence
 from ..clips.probe import VideoInfo
+from ..clips.read import Clip, read_clips
 from ..depth.edges import dilate_edges, normalize
 from ..depth.models import DepthModel, open_depth_model
 from ..masks.crops import (
