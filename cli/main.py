@@ -60,7 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
     # Torch's threads spin while they wait for each other; beside loader processes or any other work that makes
     # steps on the CPU several times slower (benchmarks/LOG.md). It has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code == STOPPED:
+        # Threads may still be in the middle of a frame: what they hold is not wanted, and waiting is not either.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

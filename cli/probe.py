@@ -82,6 +82,10 @@ def command(
         num_samples=num_samples,
         shots=shots,
     )
+    if output is not None:
+        from vshard.clips.storyboard import check_place
+
+        check_place(Path(video), output)
     with console() as report:
         found = survey(options, report)
         if output is not None:
@@ -98,6 +102,8 @@ def command(
 
 
 def _facts(found: Survey) -> dict[str, Any]:
+    from vshard.clips.plan import gap_seconds
+
     info = found.info
     return {
         "video": str(info.path),
@@ -115,6 +121,7 @@ def _facts(found: Survey) -> dict[str, Any]:
         "pixel_aspect": str(info.pixel_aspect),
         "interlaced": info.interlaced,
         "damage": info.damage,
+        "gaps_seconds": [round(gap, 3) for gap in gap_seconds(info)],
         "unreadable_frames": int((~found.scan.readable).sum()),
         "shots_seconds": [[round(edge, 3) for edge in shot] for shot in found.shot_seconds()],
         "sequences": len(found.sequences),
@@ -124,6 +131,8 @@ def _facts(found: Survey) -> dict[str, Any]:
 
 
 def _lines(found: Survey) -> list[str]:
+    from vshard.clips.plan import gap_seconds
+
     info, seq = found.info, found.options.seq
     traits = [
         f"{info.width}x{info.height}",
@@ -139,6 +148,8 @@ def _lines(found: Survey) -> list[str]:
     traits += [f"pixel aspect {info.pixel_aspect}"] if info.pixel_aspect != 1 else []
     unreadable = int((~found.scan.readable).sum())
     damage = [info.damage] if info.damage else []
+    gaps = gap_seconds(info)
+    damage += [f"{len(gaps)} gaps in time, {sum(gaps):.1f} s in all"] if gaps else []
     damage += [f"{unreadable} of {len(info.pts)} frames cannot be read cleanly"] if unreadable else []
     shots = found.shot_seconds()
     listed = ", ".join(f"{start:.1f}-{stop:.1f}" for start, stop in shots[:_SHOTS_SHOWN])
@@ -151,7 +162,7 @@ def _lines(found: Survey) -> list[str]:
         f"  damage     {'; '.join(damage) or 'none found'}",
         f"  shots      {len(shots)}: {listed}{more} s"
         + (f"; {short} too short for {seq} frames" if short else ""),
-        f"  sequences  {len(found.sequences)} of {seq} frames"
-        + (f"; rejected: {rejected}" if rejected else ""),
+        f"  sequences  {len(found.sequences)}, each of {seq} frames"
+        + (f"; of them rejected: {rejected}" if rejected else ""),
         f"  records    {found.records_most} at most; those with too little hole fall away when they are made",
     ]

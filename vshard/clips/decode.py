@@ -212,6 +212,9 @@ class Trust:
         ``lost_before``: a packet that it may be built from is not there.
         """
         order, interval = self._now.order + 1, self._now.interval
+        if is_key and pts is None:
+            # The rest of a key frame whose beginning was cut out, with its time stamp.
+            is_key, lost_before = False, True
         if is_key or (order == 0 and not len(self._info.key_pts)):
             if lost_before:
                 self._broken.setdefault(interval, order)

@@ -37,6 +37,9 @@ REPEAT_LEVELS = 0.25
 REPEATED_SHARE_MOST = 0.25
 STILL_LEVELS = 3.0
 BLACK_LEVELS, FLAT_LEVELS = 12.0, 5.0
+# A fade or dissolve: brightness goes one way all along. In 16 frames of real clips it went by 24 and 47 in dissolves,
+# by 16 at most otherwise.
+FADE_LEVELS, FADE_STEADINESS = 20.0, 0.9
 
 
 class Fault(NamedTuple):
@@ -118,6 +121,11 @@ def frame_rate(info: VideoInfo) -> Fraction:
     return Fraction(len(steps)) / (int(steps.sum()) * info.time_base)
 
 
+def gap_seconds(info: VideoInfo) -> list[float]:
+    """Give the lengths of the video's gaps in time, at which nothing is shown anew."""
+    return [float(step * info.time_base) for step in np.diff(info.pts)[_gaps(info)].tolist()]
+
+
 def _gaps(info: VideoInfo) -> np.ndarray:
     """Tell the steps (N - 1,) from one frame to the next that are gaps."""
     steps = np.diff(info.pts)
@@ -178,6 +186,10 @@ def _fault(info: VideoInfo, scan: Scan, chosen: np.ndarray, *, jumps: bool) -> F
         jump = int(change.argmax())
         if change[jump] > max(JUMP_LEVELS, JUMP_RATIO * float(np.median(change))):
             return Fault("jump", f"the picture changes at once {at(begins[jump])}")
+        steps = np.diff(scan.light[chosen])
+        way = abs(float(steps.sum()))
+        if way > max(FADE_LEVELS, FADE_STEADINESS * float(np.abs(steps).sum())):
+            return Fault("fade", f"brightness goes one way by {way:.0f} of 255 gray levels")
     if peak.max() < STILL_LEVELS:
         return Fault("still", f"nothing moves by more than {peak.max():.1f} of 255 gray levels")
     repeated = peak < REPEAT_LEVELS

@@ -29,6 +29,8 @@ FULL_RANGE = 2
 # AVFieldOrder, by the field that is shown first; 0 is unknown and 1 progressive.
 FIELD_ORDERS = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 HD_LINES = 720
+# What FFmpeg would follow to other files, or wait for.
+PLAYLISTS = ("hls", "concat", "dash", "imf", "applehttp")
 # Frames looked at for interlacing; 12 take 40 ms at 720p.
 SAMPLE_FRAMES = 12
 # The light a PQ video is graded for where it does not say: the usual mastering display.
@@ -111,12 +113,18 @@ def open_video(path: Path) -> Any:
         raise VideoError(f"{path}: the file is empty; copy or download it again")
     try:
         # With its protocol spelt out, a colon in a file's name is no other protocol.
-        container = av.open(f"file:{path}")
+        container = av.open(f"file:{path}", metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(
             f"{path}: cannot be read as a video ({reason}); the file is damaged, cut off or not a video"
         ) from error
+    if container.format.name.split(",")[0] in PLAYLISTS:
+        container.close()
+        raise VideoError(f"{path}: is a list of other files; give one video file")
+    if any(stream.codec_context is None for stream in _picture_streams(container)):
+        container.close()
+        raise VideoError(f"{path}: its codec is not known, or its index is damaged; get a whole copy")
     if not _picture_streams(container):
         container.close()
         raise VideoError(f"{path}: holds no video stream (audio only?); give a video file")
@@ -189,7 +197,7 @@ def video_packets(container: Any, stream: Any) -> Iterator[Any]:
 
     try:
         yield from (packet for packet in container.demux(stream) if packet.size)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, IndexError):  # as in _read_all
         return
 
 
@@ -255,6 +263,8 @@ def _read_all(path: Path, container: Any, stream: Any) -> _Packets:
                 last_is_cut = packet.is_corrupt
     except av.error.FFmpegError as error:
         stopped = error.strerror
+    except IndexError:  # PyAV's, when a stream begins that the file's head does not name
+        stopped = "a stream that was not announced"
     if untimed > len(times):
         raise VideoError(
             f"{path}: its packets carry no time stamps; remux it first: ffmpeg -i IN -c copy OUT.mkv"
@@ -329,12 +339,17 @@ def _matrix(path: Path, frame: Any, transfer: str) -> str:
 def _peak_nits(frame: Any) -> float:
     """Give the brightest light of the content (MaxCLL), or else of its mastering display, in cd/m²."""
     peak = 0.0
-    display = frame.side_data.get("MASTERING_DISPLAY_METADATA")
+    try:
+        side_data = frame.side_data
+        display, light = (
+            side_data.get(kind) for kind in ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL")
+        )
+    except ValueError:  # PyAV does not know the kind of an entry (Exif, of cameras); HDR video has none such
+        return DEFAULT_PEAK_NITS
     if display is not None:
         # AVMasteringDisplayMetadata: ten rationals, the last of them the greatest luminance, then two flags.
         numerator, denominator, _, has_luminance = struct.unpack_from("iiii", bytes(display), 72)
         peak = numerator / denominator if has_luminance and denominator else peak
-    light = frame.side_data.get("CONTENT_LIGHT_LEVEL")
     if light is not None:
         peak = float(struct.unpack_from("I", bytes(light))[0]) or peak
     return min(peak or DEFAULT_PEAK_NITS, PQ_MOST_NITS)

@@ -7,6 +7,7 @@ a frame; a run keeps the result beside its state, so it is made once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -36,7 +37,7 @@ RANGE_FRAMES_LEAST, RANGES_MOST = 2048, 16
 DECODERS_MOST = 8
 # The detector compares a frame with two before and two after it, each with the one before.
 CONTEXT_FRAMES = 4
-_HEADER_BYTES_MOST = 1000
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _FRAME = np.dtype(
     [
         ("readable", "?"),
@@ -145,22 +146,28 @@ def load_or_scan(info: VideoInfo, path: Path, report: Report) -> Scan:
         VideoError: as :func:`scan_video`.
         OutputError: it cannot be written.
     """
-    header = json.dumps(
-        {"schema": SCHEMA, "fingerprint": info.fingerprint, "frames": len(info.pts)}, sort_keys=True
-    )
-    head = header.encode() + b"\n"
-    assert len(head) <= _HEADER_BYTES_MOST
-    size_bytes = len(head) + len(info.pts) * _FRAME.itemsize
+    facts = {"schema": SCHEMA, "fingerprint": info.fingerprint, "frames": len(info.pts)}
+    head = json.dumps(facts, sort_keys=True).encode() + b"\n"
+    size_bytes = len(head) + len(info.pts) * _FRAME.itemsize + _DIGEST_BYTES
     if path.is_file() and path.stat().st_size == size_bytes:
-        content = path.read_bytes()
-        if content.startswith(head):
+        content, digest = _halves(path.read_bytes())
+        if content.startswith(head) and _digest(content) == digest:
             return _scan_of(np.frombuffer(content, _FRAME, offset=len(head)))
     scan = scan_video(info, report)
     frames = np.zeros(len(info.pts), _FRAME)
     for name in _FRAME.names or ():
         frames[name] = getattr(scan, name)
-    write_file(path, head + frames.tobytes())
+    content = head + frames.tobytes()
+    write_file(path, content + _digest(content))
     return scan
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _halves(data: bytes) -> tuple[bytes, bytes]:
+    return data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
 
 
 def _scan_of(frames: np.ndarray) -> Scan:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..base.files import write_file
+from ..base.errors import OutputError
+from ..base.files import check_folder, write_file
 from ..base.report import Report
 from .colour import to_rgb
 from .decode import decode_frames
@@ -17,6 +18,19 @@ from .probe import VideoInfo
 TILE_WIDTH_PX = 256
 SHOTS_SHOWN = 48
 _CAPTION_PX = 18
+
+
+def check_place(video: Path, output: Path) -> None:
+    """Check, before a long look at the video, that the picture may be written.
+
+    Raises:
+        OutputError: the name is not that of a PNG, or it is the video's own.
+    """
+    if output.suffix.lower() != ".png":
+        raise OutputError(f"cannot write {output}: the picture is a PNG; choose a name that ends in .png")
+    if output.exists() and output.samefile(video):
+        raise OutputError(f"cannot write {output}: it is the video itself; choose another name")
+    check_folder(output.parent)
 
 
 def write_storyboard(

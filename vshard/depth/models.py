@@ -150,7 +150,7 @@ def check_depth_options(options: DepthOptions) -> None:
         by_lower = {known.lower(): known for known in MODELS}
         near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise DepthModelError(f"--model-type {name!r}: no such depth model; {hint}There are {GROUPS}")
+        raise DepthModelError(f"--model-type {name!r}: no such depth model; {hint}there are {GROUPS}")
     if resolution is not None:
         if name == PARALLAX:
             raise DepthModelError(f"--resolution {resolution}: {name} has one size of its own; leave it out")

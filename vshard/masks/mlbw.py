@@ -252,9 +252,11 @@ def _build(data: bytes) -> MaskNetwork:
     if missing:
         raise _BadFileError(f"holds no model of iw3 (no {', '.join(missing)})")
     if found["name"] != _NAME:
-        raise _BadFileError(f"holds the network {found['name']!r}, not {_NAME!r}")
+        raise _BadFileError(f"holds the network {found['name'][:60]!r}, not {_NAME!r}")
     other = {
-        key: found["kwargs"][key] for key in _KWARGS if found["kwargs"].get(key, _KWARGS[key]) != _KWARGS[key]
+        key: _plain(found["kwargs"][key])
+        for key in _KWARGS
+        if _plain(found["kwargs"].get(key, _KWARGS[key])) != _KWARGS[key]
     }
     if other:
         raise _BadFileError(f"holds {_NAME} with {other}, not with { {key: _KWARGS[key] for key in other} }")
@@ -262,6 +264,11 @@ def _build(data: bytes) -> MaskNetwork:
     _check_weights(network.state_dict(), found["state_dict"])
     network.load_state_dict(found["state_dict"])
     return network.eval().requires_grad_(False)
+
+
+def _plain(value: Any) -> Any:
+    """Give a number or truth as it is, and of anything else its kind: its text may be endless."""
+    return value if isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
 
 
 def _unpickle(data: bytes) -> Any:
@@ -294,13 +301,15 @@ def _problem(key: str, own: Tensor, given: Any) -> str:
     """Say what keeps one entry from being used; '' when nothing does."""
     if not isinstance(given, Tensor):
         return f"{key} is a {type(given).__name__}"
+    if given.layout != torch.strided or given.device.type != "cpu":
+        return f"{key} is a tensor of another kind ({given.layout}, {given.device.type})"
     if given.shape != own.shape:
         return f"{key} is {_shape(given)} instead of {_shape(own)}"
     if given.dtype != own.dtype and not (given.is_floating_point() and own.is_floating_point()):
         return f"{key} is of {given.dtype} instead of {own.dtype}"
     if not own.is_floating_point() and not torch.equal(given, own):
         return f"{key} is not the table of a {_WINDOW}×{_WINDOW} window"
-    if not given.isfinite().all():
+    if not given.to(own.dtype).isfinite().all():
         return f"{key} holds values that are not finite"
     return ""
 

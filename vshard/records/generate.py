@@ -152,6 +152,8 @@ def generate_records(
                 for sequence in sequences:
                     yield next(made) if sequence.fault is None else _at_fault(sequence, options)
             finally:
+                # Frames that wait for a turn need none when the run is stopped: stages end within a frame's work.
+                pool.shutdown(wait=False, cancel_futures=True)
                 made.close()
     finally:
         torch.set_num_threads(threads)

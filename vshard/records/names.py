@@ -33,6 +33,10 @@ def file_hash(dataset_path: str) -> str:
     They are the first of MD5(base name + "iw3"): only the base name counts, so two videos of one name collide.
     """
     name = os.path.basename(dataset_path)  # noqa: PTH119  (a path's trailing slash must give an empty name)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{dataset_path!r}: the file's name is not UTF-8; rename it") from error
     return hashlib.md5(f"{name}iw3".encode(), usedforsecurity=False).hexdigest()[:8]
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # What training takes of a record: 12 frames, crops of 256 pixels (facts of the original, section 7).
 SEQ_MIN = 12
+# A sequence is held in memory, 6 MB a frame at 1080p, several at a time; 16 crops of a frame cover it several times.
+SEQ_MAX, SAMPLES_MAX = 128, 16
 SIZE_MIN_PX = 256
 # Frames are resized to a short side of 720 or 1080, and a square can come out a pixel short of it (facts of the
 # original, section 12): no larger crop fits every sequence.
@@ -68,13 +70,13 @@ class GenerateOptions:
             OptionError: the first option that is out of its range.
         """
         for option, value, least, most in (
-            ("--seq", self.seq, SEQ_MIN, None),
+            ("--seq", self.seq, SEQ_MIN, SEQ_MAX),
             ("--max-fps", self.max_fps, 0.01, 1000),
             ("--skip-first", self.skip_first, 0, None),
             ("--skip-interval", self.skip_interval, 0, None),
-            ("--batch-size", self.batch_size, 1, None),
+            ("--batch-size", self.batch_size, 1, SEQ_MAX),
             ("--size", self.size, SIZE_MIN_PX, SIZE_MAX_PX),
-            ("--num-samples", self.num_samples, 1, None),
+            ("--num-samples", self.num_samples, 1, SAMPLES_MAX),
             ("--divergence-level", self.divergence_level, 1, 3),
             ("--shard-size", self.shard_bytes, 1 << 20, None),
         ):
@@ -140,6 +142,12 @@ def check_video(info: VideoInfo, options: GenerateOptions) -> None:
         raise VideoError(
             f"{info.path}: its {len(info.pts)} frames ({info.duration_seconds:.1f} s) hold no sequence of "
             f"{options.seq} frames after skipping {options.skip_first}; give a longer video"
+            + (" or a smaller --skip-first" if options.skip_first else "")
+            + (
+                f" ({len(sampled)} of them at --max-fps {options.max_fps:g})"
+                if len(sampled) < len(info.pts)
+                else ""
+            )
         )
 
 

@@ -18,7 +18,7 @@ from ..base.errors import OptionError, OutputError, RecordError, ShardError, Vsh
 from ..base.files import check_folder, make_folder, part_of, write_file, writing
 from ..base.locks import only_one
 from ..base.report import Report
-from ..clips.plan import Sequence
+from ..clips.plan import Sequence, gap_seconds
 from ..clips.probe import VideoInfo, probe
 from ..records import names
 from ..records.plan import GenerateOptions, check_video, plan_run
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ..records.generate import Estimators
 
 SCHEMA = "vshard.run/2"
+SCAN_SUFFIX = ".scan"
+# A long film has some thousands of rejects of about 200 bytes.
+STATE_BYTES_MOST = 64_000_000
 # Frames are resized to a short side of 720 or 1080.
 SMALL_SIDE_PX = 720
 
@@ -95,7 +98,7 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
         state = _open_state(state_path, options, info, estimators.names())
         if state is not None and state.complete:
             return _already(state, options, report)
-        scan = load_or_scan(info, state_path.with_suffix(".scan"), report)
+        scan = load_or_scan(info, state_path.with_suffix(SCAN_SUFFIX), report)
         sequences = plan_run(info, scan, options)
         if state is None:
             state = _fresh(options, info, scan, estimators.names(), len(sequences))
@@ -131,6 +134,11 @@ def _tell(
     if state.unreadable:
         report.warn(
             f"{info.path.name}: {state.unreadable} of {len(info.pts)} frames cannot be read cleanly and are left out"
+        )
+    gaps = gap_seconds(info)
+    if gaps:
+        report.warn(
+            f"{info.path.name}: {len(gaps)} gaps in time, {sum(gaps):.1f} s in all; no sequence runs across one"
         )
     if not sequences:
         report.warn(
@@ -282,6 +290,8 @@ def _check_same_run(state: RunState, options: GenerateOptions, info: VideoInfo) 
 
 def _read_state(state_path: Path) -> RunState:
     try:
+        if not state_path.is_file() or state_path.stat().st_size > STATE_BYTES_MOST:
+            raise ValueError("not a file of a state's size")
         content = json.loads(state_path.read_bytes())
         if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
             raise ValueError("unknown schema")
@@ -291,6 +301,10 @@ def _read_state(state_path: Path) -> RunState:
         counts = (state.planned, state.finished, state.records, state.shards.shards, state.shards.part_bytes)
         if not all(isinstance(part, dict) for part in (state.options, state.source, state.estimators)):
             raise ValueError("parts are missing")
+        if not {"name", "size_bytes"} <= set(state.source) or not isinstance(state.damage, (str, type(None))):
+            raise ValueError("its source is not named")
+        if not all(isinstance(reject, dict) and "reason" in reject for reject in state.rejects):
+            raise ValueError("rejects without a reason")
         if (
             not all(isinstance(count, int) and count >= 0 for count in counts)
             or state.finished > state.planned
@@ -320,6 +334,7 @@ def _remove_run(split: Path, stem: str, state_path: Path) -> None:
     """Remove exactly the state, records and shards of ``stem``; without the state nothing half-removed goes on."""
     with writing(state_path):
         state_path.unlink(missing_ok=True)
+        state_path.with_suffix(SCAN_SUFFIX).unlink(missing_ok=True)
     for path in _outputs(split, stem):
         if path.is_dir():
             remove_record(split, path.name)
