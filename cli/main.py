@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from contextlib import suppress
 
 import click
@@ -60,9 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Torch's threads spin while they wait for each other; beside loader processes or any other work that makes
     # steps on the CPU several times slower (benchmarks/LOG.md). It has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from vshard.base.ahead import THREAD_NAME
+
     code = run(sys.argv[1:] if arguments is None else arguments)
-    if code == STOPPED:
-        # Threads may still be in the middle of a frame: what they hold is not wanted, and waiting is not either.
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        # Stopped twice: a stage is still in the middle of its work, and Python may not end under it.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
                 stream.flush()

@@ -92,7 +92,7 @@ def bad_generate(folder: Path, clip: Path) -> dict[str, tuple[list[str], str]]:
         "prefix space": ([str(clip), "-o", out, "--prefix", "a b"], "--prefix 'a b'"),
         "batch": ([str(clip), "-o", out, "--batch-size", "3"], "--batch-size 3: must divide --seq 16"),
         "size": ([str(clip), "-o", out, "--size", "2000"], "--size 2000: allowed is 256 to 719"),
-        "seq": ([str(clip), "-o", out, "--seq", "8", "--batch-size", "1"], "--seq 8: allowed is 12 or more"),
+        "seq": ([str(clip), "-o", out, "--seq", "8", "--batch-size", "1"], "--seq 8: allowed is 12 to 128"),
         "hub model": (
             [str(clip), "-o", out, "--model-type", "Any_B"],
             "--depth-weights",

@@ -88,3 +88,23 @@ def test_a_fault_of_ours_is_one_line(
 def test_absurd_rates(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "x.mp4", "-o", "y", "--max-fps", value]) == 1
     assert "--max-fps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seq", "1000000000001", "allowed is 12 to 128"),
+        ("--num-samples", "100000000", "allowed is 1 to 16"),
+        ("--batch-size", "1000000000001", "allowed is 1 to 128"),
+    ],
+)
+def test_numbers_without_end_are_refused_at_once(
+    option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "x.mp4", "-o", "y", option, value]) == 1
+    assert f"{option} {value}: {said}" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "bad\udcff.mp4", "-o", "y"]) == 1
+    assert "the file's name is not UTF-8; rename it" in capsys.readouterr().err

@@ -213,3 +213,26 @@ def test_variable_rate_keeps_every_time_stamp(tmp_path: Path) -> None:
     seconds = [float(p * info.time_base) for p in info.pts]
     assert seconds == pytest.approx([t / 30 for t in times], abs=0.001)
     assert isinstance(info.fps, Fraction)
+
+
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path: Path, clip_path: Path) -> None:
+    path = tmp_path / "title.mkv"
+    with av.open(str(clip_path)) as source, av.open(str(path), "w") as target:
+        target.metadata["title"] = "XXXXXXXX"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    data = path.read_bytes()
+    assert b"XXXXXXXX" in data
+    path.write_bytes(data.replace(b"XXXXXXXX", b"Caf\xe9 No\xeb"))
+    assert len(probe(path).pts) == 48
+
+
+def test_lists_of_other_files_are_refused(tmp_path: Path, clip_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(clip_path.read_bytes())
+    path = tmp_path / "list.mp4"
+    path.write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with pytest.raises(VideoError, match=r"list\.mp4: is a list of other files"):
+        probe(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from vshard.base.report import Silent
 from vshard.clips import scan as scanning
-from vshard.clips.plan import Fault, Sequence, plan_sequences, shot_ranges
+from vshard.clips.plan import Fault, Sequence, gap_seconds, plan_sequences, shot_ranges
 from vshard.clips.probe import VideoInfo, probe
 from vshard.clips.scan import Scan, load_or_scan, scan_video
 
@@ -200,3 +201,24 @@ def test_a_fault_says_what_was_found() -> None:
     scan = Scan(np.ones(24, bool), np.zeros(24, bool), dark, dark, np.ones_like(moving), moving)
     faults = [s.fault for s in plan_sequences(plan_info(24), scan, **PLAN)]
     assert faults == [None, Fault("black or blank", "9 of 12 frames, the first at 0.50 s")]
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_a_fade_is_a_fault_and_a_flicker_is_none(steady: bool) -> None:
+    moving = np.full(12, 30, np.float32)
+    light = 60 + 3 * np.arange(12, dtype=np.float32)
+    if not steady:
+        light[1::2] = 60
+    scan = Scan(np.ones(12, bool), np.zeros(12, bool), light, moving, np.ones_like(moving), moving)
+    (sequence,) = plan_sequences(plan_info(12), scan, **PLAN)
+    assert sequence.fault == (
+        Fault("fade", "brightness goes one way by 33 of 255 gray levels") if steady else None
+    )
+    (sequence,) = plan_sequences(plan_info(12), scan, **PLAN, shots=False)
+    assert sequence.fault is None
+
+
+def test_gaps_are_measured() -> None:
+    info = replace(plan_info(30), pts=np.array([*range(10), *range(25, 35), *range(36, 46)]))
+    assert gap_seconds(info) == [16 / 30]
+    assert gap_seconds(plan_info(30)) == gap_seconds(plan_info(1)) == []

@@ -182,6 +182,18 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_weights(**{FIRST: torch.full((8,), torch.nan)}),
         rf"{FIRST} holds values that are not finite;",
     ),
+    "infinity in float32": (
+        lambda: with_weights(**{FIRST: torch.full((8,), 1e300, dtype=torch.float64)}),
+        rf"{FIRST} holds values that are not finite;",
+    ),
+    "a tensor that is nowhere": (
+        lambda: with_weights(**{FIRST: torch.ones(8, device="meta")}),
+        rf"{FIRST} is a tensor of another kind \(torch.strided, meta\);",
+    ),
+    "a tensor for a number": (
+        lambda: as_bytes({**content(), "kwargs": {"base_dim": torch.ones(3)}}),
+        r"with {'base_dim': 'a Tensor'}, not with {'base_dim': 32}",
+    ),
     "infinity": (
         lambda: with_weights(**{FIRST: torch.full((8,), -torch.inf)}),
         rf"{FIRST} holds values that are not finite;",

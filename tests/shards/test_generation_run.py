@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -176,6 +177,17 @@ def test_overwrite_removes_exactly_its_own(clip_path: Path, tmp_path: Path, quic
     assert not (tmp_path / f"{stem}_999999").exists()
 
 
+def test_overwrite_looks_at_the_video_anew(clip_path: Path, tmp_path: Path, quick: None) -> None:
+    run_generation(options(clip_path, tmp_path), Silent())
+    (kept,) = (tmp_path / ".vshard").glob("*.scan")
+    before = kept.read_bytes()
+    frames = len(before) - 32 - before.index(b"\n") - 1
+    blind = before[: -32 - frames] + bytes(frames)
+    kept.write_bytes(blind + hashlib.sha256(blind).digest())  # a scan that saw nothing
+    assert run_generation(options(clip_path, tmp_path, overwrite=True), Silent()).records == 7
+    assert kept.read_bytes() == before
+
+
 def test_records_of_unknown_making_are_refused(clip_path: Path, tmp_path: Path, quick: None) -> None:
     stem = options(clip_path, tmp_path).stem
     (tmp_path / f"{stem}_000000").mkdir(parents=True)
@@ -199,7 +211,15 @@ def test_a_damaged_state_is_named(clip_path: Path, tmp_path: Path, quick: None) 
     run_generation(options(clip_path, tmp_path), Silent())
     (state,) = (tmp_path / ".vshard").glob("*.json")
     whole = json.loads(state.read_bytes())
-    for content in ("{}", "5", "null", "[" * 100_000, json.dumps(whole | {"finished": -1})):
+    odd = (
+        {"finished": -1},
+        {"source": {}},
+        {"rejects": [1]},
+        {"rejects": [{}]},
+        {"damage": {}},
+        {"options": 3},
+    )
+    for content in ("{}", "5", "null", "[" * 100_000, *(json.dumps(whole | change) for change in odd)):
         state.write_text(content)
         with pytest.raises(ValueError, match="is not a run's state"):
             run_generation(options(clip_path, tmp_path), Silent())

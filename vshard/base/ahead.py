@@ -12,7 +12,11 @@ Result = TypeVar("Result")
 
 # How often a waiting stage looks whether it is still wanted.
 _LOOK_SECONDS = 0.2
+# How long closing waits for a thread to end; one in the middle of longer work ends by itself, its result unused.
+STOP_SECONDS = 1.0
 _END = object()
+# What the names of stages' threads begin with.
+THREAD_NAME = "ahead-"
 
 
 class _Failure:
@@ -29,7 +33,8 @@ def map_ahead(
 
     At most ``held`` finished results wait, beside the one in work: memory stays bounded however long ``items`` is.
     With ``held`` 0 there is no thread, and each result is worked out when it is asked for. Closing the iterator, or
-    an error on either side, ends the thread after the item in work and closes ``items``.
+    an error on either side, ends the thread after the item in work, without waiting long for that, and closes
+    ``items``.
 
     Raises:
         Exception: whatever ``work`` or ``items`` raised, in the place of the result.
@@ -64,7 +69,9 @@ def map_ahead(
         finally:
             _close(items)
 
-    thread = threading.Thread(target=run, name=f"ahead-{getattr(work, '__name__', 'stage')}", daemon=True)
+    thread = threading.Thread(
+        target=run, name=f"{THREAD_NAME}{getattr(work, '__name__', 'stage')}", daemon=True
+    )
     thread.start()
     try:
         while True:
@@ -76,7 +83,7 @@ def map_ahead(
             yield result
     finally:
         stopped.set()
-        thread.join()
+        thread.join(STOP_SECONDS)
 
 
 def _wait(results: queue.Queue[Any]) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..base.errors import OutputError
-from ..base.files import check_folder, write_file
+from ..base.files import check_folder, make_folder, write_file
 from ..base.report import Report
 from .colour import to_rgb
 from .decode import decode_frames
@@ -67,4 +67,5 @@ def write_storyboard(
     report.finish()
     data = io.BytesIO()
     board.save(data, "PNG")
+    make_folder(output.parent)
     write_file(output, data.getvalue())
