@@ -4,7 +4,7 @@ Every row is filtered *Up*, all rows go into one IDAT, deflated by libdeflate (t
 processor): any PNG reader opens it, and ours undoes the filter with one vectorised addition, inflates with
 ISA-L and stops at the last row it needs. PNGs written by others go through Pillow. Both ways check the CRC of
 every chunk and bound the picture's size before memory is taken. On real 512x512 frames this writes 10 times
-faster than Pillow's default at 0.94 to 0.99 times its size, and reads 2.7 times faster (``benchmarks/png.py``).
+faster than Pillow's default at 1.03 to 1.08 times its size, and reads 2.6 times faster (``benchmarks/png.py``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from isal import isal_zlib
 from ..base.errors import RecordError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# libdeflate's level: 1 is a quarter faster and 6 to 8 % larger, 3 a tenth slower and 1 % smaller (benchmarks/LOG.md).
+# libdeflate's level: 1 is a third faster and 5 to 8 % larger, 3 a tenth slower and 1 % smaller (benchmarks/LOG.md).
 COMPRESSION_LEVEL = 2
 MAX_SIDE_PX = 16384
 MAX_PIXELS = 1 << 26
