@@ -344,7 +344,7 @@ def _metadata(
         "made_by": {
             "vshard": __version__,
             "av": av.__version__,
-            "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
+            "ffmpeg": av.ffmpeg_version_info,
             "torch": torch.__version__,
         },
     }
