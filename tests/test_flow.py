@@ -102,7 +102,7 @@ def bad_generate(folder: Path, clip: Path) -> dict[str, tuple[list[str], str]]:
         "gpu": ([str(clip), "-o", out, "--gpu", "77"], "--gpu 77"),
         "mask weights": (
             [str(clip), "-o", out, "--mask-weights", str(folder / "empty.mp4")],
-            "empty.mp4: it is empty; give iw3_mask_mlbw_l2_d1_20250903.pth",
+            "empty.mp4: is not a model file (it is empty); give iw3_mask_mlbw_l2_d1_20250903.pth",
         ),
         "mask weights of none": (
             [str(clip), "-o", out, "--mask-weights", "x.pth", "--backward-mask", "gradient"],

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import http.client
 import io
-import pickle
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from ..base.errors import MaskModelError
 from ..base.files import make_folder, write_file
+from ..base.tensors import TensorFileError, load_tensors
 
 MASK_WEIGHTS_FILE = "iw3_mask_mlbw_l2_d1_20250903.pth"
 MASK_WEIGHTS_URL = f"https://github.com/nagadomi/nunif/releases/download/0.0.0/{MASK_WEIGHTS_FILE}"
@@ -38,7 +37,6 @@ _NAME = "sbs.mlbw"
 # What an original file says of its network; what it leaves out, its shapes still say.
 _KWARGS = {"num_layers": 2, "base_dim": 32, "small": False, "cycle": False, "hole_mask": True}
 _ENTRIES = {"name": str, "kwargs": dict, "state_dict": dict}
-_ZIP_MAGIC = b"PK\x03\x04"
 
 _LAYERS = 2
 _PACK = 8  # columns that become one token
@@ -226,7 +224,7 @@ def _download() -> bytes:
         with urllib.request.urlopen(MASK_WEIGHTS_URL, timeout=DOWNLOAD_TIMEOUT_SECONDS) as answer:
             data: bytes = answer.read(LARGEST_FILE_BYTES + 1)
         if len(data) > LARGEST_FILE_BYTES:
-            raise _BadFileError(f"the answer has more than {LARGEST_FILE_BYTES} bytes")
+            raise _BadFileError(f"has more than {LARGEST_FILE_BYTES} bytes")
         _build(data)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
@@ -235,7 +233,7 @@ def _download() -> bytes:
         found = f"cannot be downloaded from {MASK_WEIGHTS_URL} ({reason})"
         raise MaskModelError(f"{MASK_WEIGHTS_FILE}: {found}; {advice}") from error
     except _BadFileError as error:
-        found = f"what {MASK_WEIGHTS_URL} sent is not it: {error}"
+        found = f"what {MASK_WEIGHTS_URL} sent {error}"
         raise MaskModelError(f"{MASK_WEIGHTS_FILE}: {found}; {advice}") from error
     return data
 
@@ -246,7 +244,10 @@ def _build(data: bytes) -> MaskNetwork:
     Raises:
         _BadFileError: they are damaged, or describe something else.
     """
-    content = _unpickle(data)
+    try:
+        content = load_tensors(io.BytesIO(data))
+    except TensorFileError as error:
+        raise _BadFileError(str(error)) from error
     found = content if isinstance(content, dict) else {}
     missing = [key for key, kind in _ENTRIES.items() if not isinstance(found.get(key), kind)]
     if missing:
@@ -269,22 +270,6 @@ def _build(data: bytes) -> MaskNetwork:
 def _plain(value: Any) -> Any:
     """Give a number or truth as it is, and of anything else its kind: its text may be endless."""
     return value if isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"
-
-
-def _unpickle(data: bytes) -> Any:
-    # Looked at first, because PyTorch would try the formats of its early years on any other bytes.
-    if not data.startswith(_ZIP_MAGIC):
-        raise _BadFileError(f"it begins with {data[:4]!r}, not {_ZIP_MAGIC!r}" if data else "it is empty")
-    try:
-        # PyTorch writes checksums but does not compare them. It does not compress; what is could be a bomb.
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()) or file.testzip():
-                raise zipfile.BadZipFile("compressed, or wrong checksum")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _BadFileError("holds Python objects besides tensors and plain values") from error
-    except Exception as error:  # a damaged file makes PyTorch raise a dozen kinds
-        raise _BadFileError("is damaged, cut short, or another kind of zip file") from error
 
 
 def _check_weights(own: dict[str, Tensor], given: dict[str, Any]) -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
-import zipfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,13 @@ from torch import Tensor
 
 from ..base.errors import CheckpointError, OptionError
 from ..base.files import write_file
+from ..base.tensors import TensorFileError, load_tensors
 from .network import ARCHITECTURES, LightVideoInpaint
 
 CHECKPOINT_SUFFIX = ".checkpoint.pth"
 # What an older run's files end in, once another run in the same folder has saved its own.
 KEPT_SUFFIX = ".pth.bk"
 
-_ZIP_MAGIC = b"PK\x03\x04"
 _MODEL_ENTRIES = {"nunif_model": int, "name": str, "kwargs": dict, "state_dict": dict}
 _TRAINING_ENTRIES = {
     "optimizer_state_dict": list,
@@ -188,31 +186,14 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file, or it is none of ours.
     """
-    advice = "give a .pth file written by vshard or iw3"
+    advice = "give a .pth file written by vshard or iw3, or copy it again"
     try:
         with path.open("rb") as file:
-            magic = file.read(len(_ZIP_MAGIC))
+            content = load_tensors(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
-    # Looked at first, because PyTorch would try the formats of its early years on any other bytes.
-    if magic != _ZIP_MAGIC:
-        found = f"it begins with {magic!r}, not {_ZIP_MAGIC!r}" if magic else "it is empty"
-        raise CheckpointError(f"{path}: is not a model file ({found}); {advice}")
-    try:
-        # PyTorch writes checksums but does not compare them: a flipped bit would pass.
-        with zipfile.ZipFile(path) as file:
-            # PyTorch stores without compressing; a compressed file could be a bomb.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise zipfile.BadZipFile("compressed")
-            if file.testzip():
-                raise zipfile.BadZipFile("wrong checksum")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        problem = "holds Python objects besides tensors and plain values, which are never loaded"
-        raise CheckpointError(f"{path}: {problem}; {advice}") from error
-    except Exception as error:  # a damaged file makes PyTorch raise a dozen kinds
-        problem = "is damaged, cut short, or another kind of zip file"
-        raise CheckpointError(f"{path}: {problem}; copy or download it again, or {advice}") from error
+    except TensorFileError as error:
+        raise CheckpointError(f"{path}: {error}; {advice}") from error
     missing = _missing(content, _MODEL_ENTRIES)
     if missing:
         raise CheckpointError(f"{path}: holds tensors but is not a model file (no {missing}); {advice}")
