@@ -9,6 +9,7 @@ import click
 from vshard.records.plan import BACKWARD_MASKS, FORMATS, GenerateOptions
 
 from .console import console
+from .sequences import sequence_options
 from .sizes import byte_size
 
 _DEFAULT = GenerateOptions("video", Path())
@@ -43,28 +44,7 @@ _DEFAULT = GenerateOptions("video", Path())
 @click.option(
     "--depth-flip", is_flag=True, help="Average depth with that of the mirrored frames; twice the time."
 )
-@click.option(
-    "--max-fps",
-    type=float,
-    default=_DEFAULT.max_fps,
-    show_default=True,
-    help="Frames a second sampled at most.",
-)
-@click.option("--seq", type=int, default=_DEFAULT.seq, show_default=True, help="Frames in a record.")
-@click.option(
-    "--skip-first",
-    type=int,
-    default=_DEFAULT.skip_first,
-    show_default=True,
-    help="Frames left out at the start.",
-)
-@click.option(
-    "--skip-interval",
-    type=int,
-    default=_DEFAULT.skip_interval,
-    show_default=True,
-    help="Frames left out between sequences.",
-)
+@sequence_options
 @click.option(
     "--batch-size",
     type=int,
@@ -78,13 +58,6 @@ _DEFAULT = GenerateOptions("video", Path())
     default=_DEFAULT.size,
     show_default=True,
     help="Side of a record's square crop in pixels.",
-)
-@click.option(
-    "--num-samples",
-    type=int,
-    default=_DEFAULT.num_samples,
-    show_default=True,
-    help="Crops a sequence and view.",
 )
 @click.option(
     "--divergence-level",
@@ -105,12 +78,6 @@ _DEFAULT = GenerateOptions("video", Path())
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="The network's file, iw3_mask_mlbw_l2_d1_20250903.pth.  [default: cached or downloaded]",
-)
-@click.option(
-    "--shots/--no-shots",
-    default=_DEFAULT.shots,
-    show_default=True,
-    help="End sequences at shot cuts, or let them run on.",
 )
 @click.option("--seed", type=int, default=_DEFAULT.seed, show_default=True, help="Decides every random draw.")
 @click.option(

@@ -11,34 +11,17 @@ import click
 from vshard.records.plan import GenerateOptions
 
 from .console import console
+from .sequences import sequence_options
 
 if TYPE_CHECKING:
     from vshard.records.survey import Survey
 
-_DEFAULT = GenerateOptions("video", Path())
 _SHOTS_SHOWN = 12
 
 
 @click.command()
 @click.argument("video")
-@click.option(
-    "--max-fps", type=float, default=_DEFAULT.max_fps, show_default=True, help="As in vshard generate."
-)
-@click.option("--seq", type=int, default=_DEFAULT.seq, show_default=True, help="As in vshard generate.")
-@click.option(
-    "--skip-first", type=int, default=_DEFAULT.skip_first, show_default=True, help="As in vshard generate."
-)
-@click.option(
-    "--skip-interval",
-    type=int,
-    default=_DEFAULT.skip_interval,
-    show_default=True,
-    help="As in vshard generate.",
-)
-@click.option(
-    "--num-samples", type=int, default=_DEFAULT.num_samples, show_default=True, help="As in vshard generate."
-)
-@click.option("--shots/--no-shots", default=_DEFAULT.shots, show_default=True, help="As in vshard generate.")
+@sequence_options
 @click.option(
     "-o",
     "--output",
@@ -131,7 +114,7 @@ def _facts(found: Survey) -> dict[str, Any]:
 
 
 def _lines(found: Survey) -> list[str]:
-    from vshard.clips.plan import gap_seconds
+    from vshard.clips.plan import losses
 
     info, seq = found.info, found.options.seq
     traits = [
@@ -147,10 +130,7 @@ def _lines(found: Survey) -> list[str]:
     traits += [f"turned by {info.rotation_degrees} degrees"] if info.rotation_degrees else []
     traits += [f"pixel aspect {info.pixel_aspect}"] if info.pixel_aspect != 1 else []
     unreadable = int((~found.scan.readable).sum())
-    damage = [info.damage] if info.damage else []
-    gaps = gap_seconds(info)
-    damage += [f"{len(gaps)} gaps in time, {sum(gaps):.1f} s in all"] if gaps else []
-    damage += [f"{unreadable} of {len(info.pts)} frames cannot be read cleanly"] if unreadable else []
+    damage = losses(info, info.damage, unreadable)
     shots = found.shot_seconds()
     listed = ", ".join(f"{start:.1f}-{stop:.1f}" for start, stop in shots[:_SHOTS_SHOWN])
     more = f", … {len(shots) - _SHOTS_SHOWN} more" if len(shots) > _SHOTS_SHOWN else ""

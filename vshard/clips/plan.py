@@ -126,6 +126,21 @@ def gap_seconds(info: VideoInfo) -> list[float]:
     return [float(step * info.time_base) for step in np.diff(info.pts)[_gaps(info)].tolist()]
 
 
+def losses(info: VideoInfo, damage: str | None, unreadable: int) -> list[str]:
+    """Say what of a video cannot be used, a clause each: damage, gaps in time, ``unreadable`` frames."""
+    gaps = gap_seconds(info)
+    clauses = [damage] if damage else []
+    clauses += (
+        [f"has {len(gaps)} gaps in time, {sum(gaps):.1f} s in all; no sequence runs across one"]
+        if gaps
+        else []
+    )
+    clauses += (
+        [f"has {unreadable} of {len(info.pts)} frames that cannot be read cleanly"] if unreadable else []
+    )
+    return clauses
+
+
 def _gaps(info: VideoInfo) -> np.ndarray:
     """Tell the steps (N - 1,) from one frame to the next that are gaps."""
     steps = np.diff(info.pts)

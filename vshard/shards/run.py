@@ -18,7 +18,7 @@ from ..base.errors import OptionError, OutputError, RecordError, ShardError, Vsh
 from ..base.files import check_folder, make_folder, part_of, write_file, writing
 from ..base.locks import only_one
 from ..base.report import Report
-from ..clips.plan import Sequence, gap_seconds
+from ..clips.plan import Sequence, losses
 from ..clips.probe import VideoInfo, probe
 from ..records import names
 from ..records.plan import GenerateOptions, check_video, plan_run
@@ -129,17 +129,8 @@ def _tell(
             f"{info.path.name} is {info.width}x{info.height}: its frames are enlarged to 720 or 1080 lines and will be "
             "blurred; 1080p is best"
         )
-    if state.damage:
-        report.warn(f"{info.path.name} {state.damage}; records are made of what can be read")
-    if state.unreadable:
-        report.warn(
-            f"{info.path.name}: {state.unreadable} of {len(info.pts)} frames cannot be read cleanly and are left out"
-        )
-    gaps = gap_seconds(info)
-    if gaps:
-        report.warn(
-            f"{info.path.name}: {len(gaps)} gaps in time, {sum(gaps):.1f} s in all; no sequence runs across one"
-        )
+    for loss in losses(info, state.damage, state.unreadable):
+        report.warn(f"{info.path.name} {loss}; records are made of the rest")
     if not sequences:
         report.warn(
             f"{info.path.name}: no shot is {options.seq} frames long; --no-shots lets sequences run on over cuts"
