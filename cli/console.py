@@ -98,6 +98,11 @@ def size_text(size_bytes: int) -> str:
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
+def counted(count: int, thing: str) -> str:
+    """Write how many there are: 1 record, 2 records."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .console import console
+from .console import console, counted
+from .places import allow_pipe_option, jobs_option, place, shard_arguments
+
+if TYPE_CHECKING:
+    from vshard.base.stores import Place
 
 
 @click.command()
-@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("shards", metavar="SHARD...", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the record folders."
+    "-o", "--output", required=True, type=place, metavar="PATH|URL", help="Folder for the record folders."
 )
-def command(shards: tuple[Path, ...], output: Path) -> None:
+@click.option("--only", metavar="GLOB", help="Only the records of this name, e.g. 'city_*'.")
+@jobs_option("Shards unpacked")
+@allow_pipe_option
+def command(shards: tuple[str, ...], output: Place, only: str | None, jobs: int, allow_pipe: bool) -> None:
     """Write the records of tar shards as folders.
+
+    SHARD is a shard, a folder of shards or a pattern; here or in a store (s3://, gs://, http(s)://). Stopped, the same
+    command finishes.
 
     \b
     Example:
       vshard unpack shards/city/train/train-000000.tar -o data/again/train
     """
-    from vshard.shards.pack import unpack
+    from vshard.shards.unpack import UnpackOptions, unpack
 
+    options = UnpackOptions(shard_arguments(shards, allow_pipe=allow_pipe), output, only, jobs)
     with console() as report:
-        count = unpack(list(shards), output, report)
-    click.echo(f"{output}: {count} records")
+        count = unpack(options, report)
+    click.echo(f"{output}: {counted(count, 'record')}")

@@ -19,9 +19,11 @@ from vshard.base.errors import DatasetError, OptionError, OutputError, RecordErr
 from vshard.base.report import Silent
 from vshard.records.png import decode_png
 from vshard.records.record import Record, write_record
-from vshard.shards import pack as module
-from vshard.shards.index import index_path, load_index, scan_shard
-from vshard.shards.pack import pack, unpack
+from vshard.shards import sources as module
+from vshard.shards.index import index_place, load_index, scan_shard
+from vshard.shards.pack import pack
+from vshard.shards.plan import PackOptions
+from vshard.shards.unpack import UnpackOptions, unpack
 
 SHARD_BYTES = 1 << 20
 
@@ -42,14 +44,19 @@ def folders(tmp_path: Path) -> Path:
 
 
 def pack_all(source: Path, output: Path, shard_bytes: int = SHARD_BYTES, name: str = "train") -> list[Path]:
-    return list(pack(source, output, name=name, shard_bytes=shard_bytes, report=Silent()).shards)
+    options = PackOptions((str(source),), output, name, shard_bytes)
+    return [shard for shard in pack(options, Silent()).shards if isinstance(shard, Path)]
+
+
+def unpack_all(shards: list[Path], output: Path) -> int:
+    return unpack(UnpackOptions(tuple(shards), output), Silent())
 
 
 def test_unpacking_gives_back_every_byte(folders: Path, tmp_path: Path) -> None:
     (folders / "a_000003" / "meta.json").unlink()  # as the original writes it
     shards = pack_all(folders, tmp_path / "shards")
     assert len(shards) > 1
-    assert unpack(shards, tmp_path / "again", Silent()) == 5
+    assert unpack_all(shards, tmp_path / "again") == 5
     assert tree(tmp_path / "again") == tree(folders)
     assert pack_all(tmp_path / "again", tmp_path / "twice") != shards
     assert tree(tmp_path / "twice") == tree(tmp_path / "shards")
@@ -64,7 +71,7 @@ def test_round_trip_of_any_records(
     for number, (frames, size) in enumerate(kinds):
         write_record(root / "a", make_record(f"k-{number}", frames=frames, size=size, seed=number))
     shards = pack_all(root / "a", root / "shards")
-    assert unpack(shards, root / "b", Silent()) == len(kinds)
+    assert unpack_all(shards, root / "b") == len(kinds)
     assert tree(root / "b") == tree(root / "a")
 
 
@@ -109,9 +116,9 @@ def test_the_index_points_at_the_bytes(folders: Path, tmp_path: Path) -> None:
                 original = (folders / record.key / member.file).read_bytes()
                 assert data[member.offset : member.offset + member.length] == original
         assert scan_shard(shard) == index
-        index_path(shard).write_bytes(b"{}")
+        index_place(shard).write_bytes(b"{}")
         assert load_index(shard) == index
-        index_path(shard).unlink()
+        index_place(shard).unlink()
         assert load_index(shard) == index
 
 
@@ -183,7 +190,7 @@ def named(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
 def test_a_strangers_archive_writes_nothing(tmp_path: Path, member: tarfile.TarInfo) -> None:
     shard = evil(tmp_path / "evil.tar", (member, b"{}"))
     with pytest.raises(ShardError, match=r"evil\.tar: member") as caught:
-        unpack([shard], tmp_path / "out", Silent())
+        unpack_all([shard], tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["evil.tar"]
 
@@ -192,7 +199,7 @@ def test_a_record_in_pieces_or_twice_is_refused(tmp_path: Path) -> None:
     frame = make_record("a").frames[0]
     pieces = [(named(f"{key}.0000_{kind}.png"), frame) for key, kind in (("a", "C"), ("b", "C"), ("a", "M"))]
     with pytest.raises(ShardError, match="is not whole|in pieces"):
-        unpack([evil(tmp_path / "p.tar", *pieces)], tmp_path / "out", Silent())
+        unpack_all([evil(tmp_path / "p.tar", *pieces)], tmp_path / "out")
 
 
 @given(st.data())
@@ -204,13 +211,13 @@ def test_any_cut_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.D
     whole = shard.read_bytes()
     shard.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(ShardError) as caught:
-        unpack([shard], root / "out", Silent())
+        unpack_all([shard], root / "out")
     assert "\n" not in str(caught.value)
 
 
 def test_no_such_shard(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="cannot be read"):
-        unpack([tmp_path / "none.tar"], tmp_path / "out", Silent())
+        unpack_all([tmp_path / "none.tar"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -219,7 +226,7 @@ def test_what_is_no_records_is_named_and_a_record_without_its_first_frame_is_an_
 ) -> None:
     (folders / "a_000002" / "notes.txt").write_text("mine")
     report = Listening()
-    pack(folders, tmp_path / "one", name="train", shard_bytes=SHARD_BYTES, report=report)
+    pack(PackOptions((str(folders),), tmp_path / "one", "train", SHARD_BYTES), report)
     assert any("1 files that are no record's" in line and "notes.txt" in line for line in report.warned)
     (folders / "a_000002" / "0000_C.png").unlink()
     with pytest.raises(RecordError, match="a_000002.*do not pair up"):
@@ -264,9 +271,9 @@ def test_a_member_of_negative_size_is_refused(folders: Path, tmp_path: Path, siz
     raw[148:156] = b"%06o\0 " % sum(raw)
     data[second : second + 512] = raw
     shard.write_bytes(data)
-    index_path(shard).unlink()
+    index_place(shard).unlink()
     with pytest.raises(ShardError):
-        unpack([shard], tmp_path / "out", Silent())
+        unpack_all([shard], tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
@@ -276,16 +283,16 @@ def test_a_header_of_absurd_size_takes_no_memory(tmp_path: Path, kind: bytes, si
     info.size = size
     (tmp_path / "bomb.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
     with pytest.raises(ShardError, match=r"bomb\.tar"):
-        unpack([tmp_path / "bomb.tar"], tmp_path / "out", Silent())
+        unpack_all([tmp_path / "bomb.tar"], tmp_path / "out")
 
 
 def test_unpacking_believes_the_tar_and_not_an_index_that_lies(folders: Path, tmp_path: Path) -> None:
     (shard, *others) = pack_all(folders, tmp_path / "shards")
-    index = json.loads(index_path(shard).read_bytes())
+    index = json.loads(index_place(shard).read_bytes())
     members = index["records"][0][2]
     members[1][1:], members[3][1:] = members[3][1:], members[1][1:]
-    index_path(shard).write_text(json.dumps(index))
-    unpack([shard, *others], tmp_path / "again", Silent())
+    index_place(shard).write_text(json.dumps(index))
+    unpack_all([shard, *others], tmp_path / "again")
     assert tree(tmp_path / "again") == tree(folders)
 
 
@@ -298,7 +305,7 @@ def test_members_twice_and_two_tars_in_one_are_refused(folders: Path, tmp_path: 
     (tmp_path / "joined.tar").write_bytes(data + data)
     for name, message in (("twice.tar", "is not whole"), ("joined.tar", "behind its end mark")):
         with pytest.raises(ShardError, match=message):
-            unpack([tmp_path / name], tmp_path / "out", Silent())
+            unpack_all([tmp_path / name], tmp_path / "out")
 
 
 def test_an_impossible_index_is_made_again(folders: Path, tmp_path: Path) -> None:
@@ -312,7 +319,7 @@ def test_an_impossible_index_is_made_again(folders: Path, tmp_path: Path) -> Non
     ):
         index = json.loads(whole.to_bytes())
         spoil(index["records"])
-        index_path(shard).write_text(json.dumps(index))
+        index_place(shard).write_text(json.dumps(index))
         assert load_index(shard) == whole
 
 

@@ -19,6 +19,7 @@ from vshard.base.errors import DatasetError, RecordError, WorkerError
 from vshard.base.report import Silent
 from vshard.records.record import write_record
 from vshard.shards.pack import pack
+from vshard.shards.plan import PackOptions
 from vshard.stream.loader import Positions, TrainingSamples, evaluation_loader, training_loader
 from vshard.stream.order import plan_epoch
 from vshard.stream.sheet import write_sheet
@@ -36,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
-    pack(folders, root, name="train", shard_bytes=3_000_000, report=Silent())
+    pack(PackOptions((str(folders),), root, "train", 3_000_000), Silent())
     assert len(list(root.glob("*.tar"))) > 1
     return root
 
@@ -91,7 +92,8 @@ def test_records_of_eval_are_left_out_of_train(folders: Path, shards: Path, tmp_
 
 def test_the_same_record_in_two_shards_is_an_error(folders: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        pack(folders, tmp_path / "train", name=name, shard_bytes=10**9, report=Silent())
+        pack(PackOptions((str(folders),), tmp_path / name, name), Silent())
+        shutil.copytree(tmp_path / name, tmp_path / "train", dirs_exist_ok=True)
     with pytest.raises(DatasetError, match="is in one-000000.tar too"):
         open_split(tmp_path / "train")
 

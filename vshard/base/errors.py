@@ -11,6 +11,7 @@
     ├── WorkerError        a loader process died                             (also RuntimeError)
     ├── CheckpointError    a model file is not one, or does not fit          (also ValueError)
     ├── OutputError        a file or folder cannot be written                (also OSError)
+    ├── StoreError         a store refuses, is not reachable or sends less   (also OSError)
     ├── TrainingError      training cannot go on (train/run.py)              (also ArithmeticError)
     └── StoppedError       the user or the system stopped the work (base/stopping.py)
 
@@ -62,3 +63,7 @@ class CheckpointError(VshardError, ValueError):
 
 class OutputError(VshardError, OSError):
     """A file or folder cannot be written."""
+
+
+class StoreError(VshardError, OSError):
+    """A store (or a local folder) refuses, is not reachable, or sends something else than it said."""

@@ -15,6 +15,8 @@ from ..base.errors import OptionError
 METADATA_FILE = "meta.json"
 STATE_FOLDER = ".vshard"
 SHARD_SUFFIX = ".tar"
+# For moving and archiving; training reads plain ones.
+COMPRESSED_SUFFIX = ".tar.zst"
 INDEX_SUFFIX = ".idx"
 SHARD_DIGITS = 6
 
@@ -24,6 +26,7 @@ VIEWS = ("backward", "forward")
 KEY_LENGTH_MAX = 80
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_-]+)\.(?P<part>json|\d{4,}_[CM]\.png)")
+_SHARD = re.compile(r"(?P<stem>.+)-\d{6,}\.tar(\.zst)?")
 _FRAME = re.compile(r"(\d{4,})_([CM])\.png")
 
 
@@ -99,6 +102,17 @@ def split_member(name: str) -> tuple[str, str] | None:
     return match["key"], METADATA_FILE if match["part"] == "json" else match["part"]
 
 
-def shard_file(stem: str, number: int) -> str:
+def shard_file(stem: str, number: int, suffix: str = SHARD_SUFFIX) -> str:
     """Give the file name of shard ``number`` (from 0)."""
-    return f"{stem}-{number:0{SHARD_DIGITS}d}{SHARD_SUFFIX}"
+    return f"{stem}-{number:0{SHARD_DIGITS}d}{suffix}"
+
+
+def is_shard(name: str) -> bool:
+    """Tell whether a file name is that of a shard, compressed or not."""
+    return name.endswith((SHARD_SUFFIX, COMPRESSED_SUFFIX))
+
+
+def shard_stem(name: str) -> str | None:
+    """Give what the shards of one series share, or None where ``name`` is not one of a series."""
+    match = _SHARD.fullmatch(name)
+    return None if match is None else match["stem"]

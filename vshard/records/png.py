@@ -26,7 +26,9 @@ MAX_SIDE_PX = 16384
 MAX_PIXELS = 1 << 26
 _GRAY, _RGB = 0, 2
 _CHANNELS = {_GRAY: 1, _RGB: 3}
-_UP = 2
+_UP, _FILTERS_LAST = 2, 4
+# Gray, RGB and palette.
+_RECODED = (_GRAY, _RGB, 3)
 
 
 class _Header(NamedTuple):
@@ -74,8 +76,7 @@ def decode_png(data: bytes, name: str, *, stop_row: int | None = None) -> np.nda
     header, body = _parse(data, name)
     stop = header.height if stop_row is None else min(stop_row, header.height)
     assert stop >= 1
-    plain = (header.bit_depth, header.interlace) == (8, 0) and header.colour_type in _CHANNELS
-    if plain and len(body) == 1:
+    if _is_plain(header) and len(body) == 1:
         image = _decode_up(header, body[0], stop, name)
         if image is not None:
             return image
@@ -91,6 +92,47 @@ def check_png(data: bytes, name: str) -> None:
     _parse(data, name)
 
 
+def recode_png(data: bytes, name: str) -> bytes:
+    """Write a PNG anew in our form; one that has it, or that our form cannot hold (16 bits, alpha), stays as it is.
+
+    Raises:
+        RecordError: as :func:`decode_png`.
+    """
+    header, body = _parse(data, name)
+    if header.bit_depth > 8 or header.colour_type not in _RECODED or b"tRNS" in data:
+        return data
+    if _is_plain(header) and len(body) == 1 and _decode_up(header, body[0], header.height, name) is not None:
+        return data
+    image = _decode_general(data, name)
+    recoded = encode_png(image)
+    if not np.array_equal(decode_png(recoded, name), image):
+        raise RecordError(f"{name}: came out with other pixels when coded anew; please report it")
+    return recoded
+
+
+def check_pixels(data: bytes, name: str) -> tuple[int, int]:
+    """Check that a PNG decodes, all of it, without making the picture; give (height, width) in pixels.
+
+    Raises:
+        RecordError: as :func:`decode_png`.
+    """
+    header, body = _parse(data, name)
+    if not _is_plain(header):
+        return _decode_general(data, name).shape[:2]
+    stride = header.width * _CHANNELS[header.colour_type] + 1
+    wanted = header.height * stride
+    inflating = isal_zlib.decompressobj()
+    try:
+        raw = inflating.decompress(body[0] if len(body) == 1 else b"".join(body), wanted + 1)
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub calls the class an instance
+        raise RecordError(f"{name}: damaged ({error}); make or fetch the record again") from error
+    if len(raw) != wanted or not inflating.eof:
+        raise RecordError(f"{name}: does not hold {wanted} bytes of pixels; make or fetch the record again")
+    if np.frombuffer(raw, np.uint8)[::stride].max() > _FILTERS_LAST:
+        raise RecordError(f"{name}: damaged (unknown filter); make or fetch the record again")
+    return header.height, header.width
+
+
 def png_size(data: bytes, name: str) -> tuple[int, int]:
     """Give (height, width) in pixels from a PNG's first bytes (33 are enough).
 
@@ -99,6 +141,11 @@ def png_size(data: bytes, name: str) -> tuple[int, int]:
     """
     header = _parse_header(data, name)
     return header.height, header.width
+
+
+def _is_plain(header: _Header) -> bool:
+    """Tell whether pixels are whole bytes, row by row: 8-bit gray or RGB."""
+    return (header.bit_depth, header.interlace) == (8, 0) and header.colour_type in _CHANNELS
 
 
 def _chunk(kind: bytes, payload: bytes | bytearray) -> bytes:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base import files
-from ..base.errors import RecordError
+from ..base.errors import RecordError, StoreError
+from ..base.stores import Place, facts, list_folder, read_file, write_whole
 from . import names
 from .png import check_png, png_size
 
@@ -116,17 +117,19 @@ def from_files(key: str, contents: dict[str, bytes], where: str) -> Record:
     return Record(key, metadata, frames, masks)
 
 
-def list_record_folders(split: Path) -> list[Path]:
+def list_record_folders(split: Place) -> list[Place]:
     """Give the record folders of a split, sorted by name.
 
     Raises:
         RecordError: a folder that holds frames has a name that no shard member can carry.
+        StoreError: the split cannot be listed.
     """
     folders = []
-    for folder in sorted(split.iterdir()):
-        if not folder.is_dir() or not any(names.is_frame_or_mask(path.name) for path in folder.iterdir()):
+    for entry in list_folder(split):
+        folder = split / entry.name
+        if not entry.is_folder or entry.name == names.STATE_FOLDER or not holds_frames(folder):
             continue
-        if not names.is_record_key(folder.name):
+        if not names.is_record_key(entry.name):
             raise RecordError(
                 f"{folder}: this record's name may hold only A-Z a-z 0-9 _ - and {names.KEY_LENGTH_MAX} "
                 "characters; rename the folder"
@@ -135,17 +138,28 @@ def list_record_folders(split: Path) -> list[Path]:
     return folders
 
 
-def read_folder(folder: Path) -> Record:
+def holds_frames(folder: Place) -> bool:
+    """Tell whether a folder is a record's: it holds colour frames or masks."""
+    return any(names.is_frame_or_mask(entry.name) for entry in list_folder(folder))
+
+
+def read_folder(folder: Place) -> Record:
     """Read one record's folder; files that are not a record's (thumbnails, notes) are left out.
 
     Raises:
         RecordError: as :func:`from_files`, or a file is larger than 256 MiB.
+        StoreError: a file cannot be reached.
     """
     contents = {}
     try:
-        for path in sorted(folder.iterdir()):
-            if path.name == names.METADATA_FILE or names.is_frame_or_mask(path.name):
-                contents[path.name] = read_plain_file(path)
+        for entry in list_folder(folder):
+            if is_record_file(entry.name):
+                place = folder / entry.name
+                contents[entry.name] = (
+                    read_plain_file(place) if isinstance(place, Path) else read_file(place, MAX_FILE_BYTES)
+                )
+    except StoreError:
+        raise
     except OSError as error:
         raise RecordError(f"{error.filename}: cannot be read ({error.strerror}); check the record") from error
     record = from_files(folder.name, contents, str(folder))
@@ -156,13 +170,9 @@ def read_folder(folder: Path) -> Record:
     return record
 
 
-def other_files(folder: Path) -> list[Path]:
-    """Give what lies in a record's folder and is no part of the record."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name != names.METADATA_FILE and not names.is_frame_or_mask(path.name)
-    )
+def is_record_file(name: str) -> bool:
+    """Tell whether a file in a record's folder is part of the record."""
+    return name == names.METADATA_FILE or names.is_frame_or_mask(name)
 
 
 def read_plain_file(path: Path) -> bytes:
@@ -180,24 +190,44 @@ def read_plain_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def write_record(split: Path, record: Record) -> None:
+def write_record(split: Place, record: Record) -> None:
     """Write ``split/{key}/`` whole or not at all; a folder that is there already must be the same.
+
+    A store has no folders: there each file appears whole, and a rerun writes the files that are missing.
 
     Raises:
         RecordError: the folder is there with other contents.
         OutputError: it cannot be written.
+        StoreError: the store cannot be reached, or not be written to.
     """
     contents = record.files()
     if record.derived:
         del contents[names.METADATA_FILE]
+    if not isinstance(split, Path):
+        _write_to_store(split / record.key, contents)
+        return
     target = split / record.key
     if target.exists():
         if read_folder(target).files() != record.files():
-            raise RecordError(
-                f"{target}: is there already with other contents; move it away or choose another folder"
-            )
+            raise _other_contents(target)
         return
     files.write_folder(target, contents, scratch=split / names.STATE_FOLDER)
+
+
+def _write_to_store(target: Place, contents: dict[str, bytes]) -> None:
+    there = {name for name in contents if facts(target / name) is not None}
+    for name in sorted(there):
+        if read_file(target / name, MAX_FILE_BYTES) != contents[name]:
+            raise _other_contents(target)
+    for name in contents:
+        if name not in there:
+            write_whole(target / name, contents[name])
+
+
+def _other_contents(target: Place) -> RecordError:
+    return RecordError(
+        f"{target}: is there already with other contents; move it away or choose another folder"
+    )
 
 
 def remove_record(split: Path, key: str) -> None:

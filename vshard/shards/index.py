@@ -2,27 +2,28 @@
 
 Beside ``name.tar`` stands ``name.tar.idx``: JSON with, for each record, its key, its metadata's digest and the
 (offset, length) of every file, and the shard's own size and digest. Readers use it to fetch just the bytes they
-need. It is rebuilt by scanning the tar when it is absent or speaks of another size.
+need. It is rebuilt by reading the shard when it is absent or speaks of another size. The index of a ``.tar.zst``
+counts offsets in the tar inside; size and digest are those of the file as it lies there.
 """
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO
 
 from ..base.errors import ShardError
+from ..base.stores import Place, facts, read_file, write_whole
 from ..records import names
 from ..records.record import MAX_FILE_BYTES, metadata_digest
+from .contents import MAX_RECORD_BYTES, StoredRecord, gather, open_shard, read_records
+from .tar import BLOCK_BYTES, padded, read_members
 
-SCHEMA = "vshard.index/1"
+SCHEMA = "vshard.index/2"
 MAX_INDEX_BYTES = 1 << 28
-MAX_HEADER_BYTES = 1 << 20
-BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Member:
 
 @dataclass(frozen=True)
 class RecordEntry:
-    """One record of a shard; ``members`` in the shard's order."""
+    """One record of a shard; ``members`` in the shard's order, ``metadata_digest`` "" where it has no metadata."""
 
     key: str
     metadata_digest: str
@@ -47,19 +48,34 @@ class RecordEntry:
         """How many colour frames the record holds."""
         return sum(member.file.endswith("_C.png") for member in self.members)
 
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes its files have."""
+        return sum(member.length for member in self.members)
+
 
 @dataclass(frozen=True, repr=False)
 class ShardIndex:
-    """The index of one shard; ``digest`` is 32 hex digits of BLAKE2 over the whole file."""
+    """The index of one shard; ``digest`` is the SHA-256 of the whole file, as ``sha256sum`` prints it.
+
+    ``size_bytes`` counts the file, ``tar_bytes`` the tar in it: the same but for a compressed shard.
+    """
 
     shard: str
     size_bytes: int
     digest: str
+    tar_bytes: int
     records: tuple[RecordEntry, ...]
 
     def to_bytes(self) -> bytes:
         """Write the index as JSON, one way only, a line a record."""
-        head = {"schema": SCHEMA, "shard": self.shard, "size_bytes": self.size_bytes, "digest": self.digest}
+        head = {
+            "schema": SCHEMA,
+            "shard": self.shard,
+            "size_bytes": self.size_bytes,
+            "sha256": self.digest,
+            "tar_bytes": self.tar_bytes,
+        }
         lines = [
             json.dumps([r.key, r.metadata_digest, [[m.file, m.offset, m.length] for m in r.members]])
             for r in self.records
@@ -70,119 +86,135 @@ class ShardIndex:
         return f"ShardIndex({self.shard}: {len(self.records)} records, {self.size_bytes} bytes)"
 
 
-def index_path(shard: Path) -> Path:
+def index_place(shard: Place) -> Place:
     """Give where the index of ``shard`` stands."""
     return shard.with_name(shard.name + names.INDEX_SUFFIX)
 
 
-def load_index(shard: Path) -> ShardIndex:
-    """Give the index of ``shard``: the file beside it if it fits, else by scanning the tar.
+def load_index(shard: Place) -> ShardIndex:
+    """Give the index of ``shard``: the file beside it if it fits, else by reading the shard.
 
     Raises:
-        ShardError: the tar is not there, cut off, damaged or not in our layout.
+        ShardError: the shard is not there, cut off, damaged or not in our layout.
+        StoreError: it cannot be reached.
     """
-    try:
-        size = shard.stat().st_size
-    except OSError as error:
-        raise ShardError(f"{shard}: cannot be read ({error.strerror}); check the path") from error
-    index = _read_index(index_path(shard))
-    if index is not None and index.size_bytes == size and _members_inside(index):
+    entry = facts(shard)
+    if entry is None or entry.is_folder:
+        found = "no such file" if entry is None else "is a folder, not a shard"
+        raise ShardError(f"{shard}: {found}; check the path")
+    index = read_index(shard)
+    if index is not None and index.size_bytes == entry.size_bytes and index_possible(index):
         return index
     return scan_shard(shard)
 
 
-def scan_shard(shard: Path) -> ShardIndex:
-    """Build the index of ``shard`` from the tar itself; reads the whole file for its digest.
+def scan_shard(shard: Place) -> ShardIndex:
+    """Build the index of ``shard`` from the shard itself; reads the whole file.
 
     Raises:
         ShardError: as :func:`load_index`.
     """
-    try:
-        with shard.open("rb") as file:
-            records, end = scan_records(file, str(shard))
-            file.seek(end)
-            if file.read(2 * BLOCK_BYTES) != bytes(2 * BLOCK_BYTES):
-                raise ShardError(
-                    f"{shard}: is cut off (no end mark after {end} bytes); fetch or pack it again"
-                )
-            while block := file.read(1 << 20):
-                if block.strip(b"\0"):
-                    raise ShardError(
-                        f"{shard}: has data behind its end mark (two tars in one?); pack it again"
-                    )
-            file.seek(0)
-            digest = hashlib.blake2b(digest_size=16)
-            while block := file.read(1 << 20):
-                digest.update(block)
-            size = file.tell()
-    except OSError as error:
-        raise ShardError(f"{shard}: cannot be read ({error.strerror}); check the file") from error
-    return ShardIndex(shard.name, size, digest.hexdigest(), records)
+    with open_shard(shard) as file:
+        stored = read_records(file, str(shard))
+        records = tuple(entry for entry, _ in whole_records(stored, str(shard)))
+        tar_bytes = file.tell()
+        size_bytes, digest = file.finish()
+    return ShardIndex(shard.name, size_bytes, digest, tar_bytes, records)
 
 
-def scan_records(file: BinaryIO, name: str, stop: int | None = None) -> tuple[tuple[RecordEntry, ...], int]:
-    """Walk the members of a tar up to its end or to byte ``stop``; give the records and where they end.
+def scan_part(file: BinaryIO, where: str, stop: int) -> tuple[RecordEntry, ...]:
+    """Give the records of an unfinished shard that fill its first ``stop`` bytes.
 
     Raises:
-        ShardError: a member is no plain file of a record, is too large, or a record is not contiguous.
+        ShardError: they do not.
     """
-    records: list[RecordEntry] = []
-    seen: set[str] = set()
-    key, members, digest = "", list[Member](), ""
-    end = 0
+    found = list(whole_records(read_records(file, where, stop=stop), where))
+    end = found[-1][1].stop if found else 0
+    if end != stop:
+        raise ShardError(f"{where}: its records end after {end} bytes, not after {stop}; pack it again")
+    return tuple(entry for entry, _ in found)
 
-    def close_record() -> None:
-        if key:
-            records.append(RecordEntry(key, digest, tuple(members)))
-            if not _is_whole(records[-1]):
-                raise ShardError(
-                    f"{name}: record {key} is not whole (each frame once with its mask, from 0000 on); pack it again"
-                )
 
-    file.seek(0)
+def write_index(shard: Place, index: ShardIndex) -> None:
+    """Write ``index`` beside its shard, whole or not at all."""
+    write_whole(index_place(shard), index.to_bytes())
+
+
+def entry_of(stored: StoredRecord) -> RecordEntry:
+    """Give the index entry of a record that was read from a shard."""
+    metadata = stored.contents.get(names.METADATA_FILE)
+    members = tuple(Member(file, offset, len(data)) for file, offset, data in stored.files)
+    return RecordEntry(stored.key, "" if metadata is None else metadata_digest(metadata), members)
+
+
+def read_entry(file: BinaryIO, entry: RecordEntry, where: str) -> StoredRecord:
+    """Read one record of an uncompressed shard where its index says it is.
+
+    Raises:
+        ShardError: something else is there.
+    """
+    start = entry.members[0].offset - BLOCK_BYTES
+    stop = max(member.offset + padded(member.length) for member in entry.members)
+    if stop - start > MAX_RECORD_BYTES:
+        raise ShardError(
+            f"{where}: record {entry.key} has more than {MAX_RECORD_BYTES} bytes; it is no record"
+        )
+    file.seek(start)
+    data = file.read(stop - start)
+    advice = "the index is of another file; build it again with: vshard index"
     try:
-        tar = tarfile.open(fileobj=cast("IO[bytes]", _HeaderReader(file)), mode="r:")  # noqa: SIM115  (the caller's)
-        while (stop is None or end < stop) and (info := tar.next()) is not None:
-            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-            parts = names.split_member(info.name) if plain else None
-            if parts is None:
-                raise ShardError(
-                    f"{name}: member {info.name!r} is not a record's file (wanted KEY.json, KEY.0000_C.png, "
-                    "KEY.0000_M.png); pack the records again"
-                )
-            if info.size > MAX_FILE_BYTES:
-                raise ShardError(
-                    f"{name}: member {info.name!r} has {info.size} bytes, at most {MAX_FILE_BYTES} allowed"
-                )
-            if info.size < 0 or info.offset_data < end:
-                raise ShardError(
-                    f"{name}: member {info.name!r} has an impossible size; fetch or pack it again"
-                )
-            if parts[0] != key:
-                close_record()
-                key, members, digest = parts[0], [], ""
-                if key in seen:
-                    raise ShardError(f"{name}: record {key} stands there twice or in pieces; pack it again")
-                seen.add(key)
-            members.append(Member(parts[1], info.offset_data, info.size))
-            end = info.offset_data + -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
-            if parts[1] == names.METADATA_FILE:
-                file.seek(info.offset_data)
-                digest = metadata_digest(file.read(info.size))
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, ShardError):
-            raise
-        raise ShardError(f"{name}: is not a whole tar file ({error}); fetch or pack it again") from error
-    close_record()
-    return tuple(records), end
+        members = list(read_members(io.BytesIO(data), where, first=start, stop=stop))
+    except ShardError as error:
+        raise ShardError(f"{where}: record {entry.key} is not where its index says; {advice}") from error
+    found = [(member.name, member.offset, len(member.data)) for member in members]
+    if found != [(names.member_name(entry.key, m.file), m.offset, m.length) for m in entry.members]:
+        raise ShardError(f"{where}: record {entry.key} is not where its index says; {advice}")
+    return gather(entry.key, members)
 
 
-def _read_index(path: Path) -> ShardIndex | None:
-    """Read an index file; None where it is absent or not a valid one (it can be rebuilt)."""
+def whole_records(records: Iterable[StoredRecord], where: str) -> Iterator[tuple[RecordEntry, StoredRecord]]:
+    """Give each record with its entry, checking that it is whole and stands there once.
+
+    Raises:
+        ShardError: one is not; also where two keys differ only by case, which some file systems take for the same.
+    """
+    seen: dict[str, str] = {}
+    for stored in records:
+        record = entry_of(stored)
+        if not is_whole(record):
+            raise ShardError(
+                f"{where}: record {record.key} is not whole (each frame once with its mask, from 0000 on); "
+                "pack it again, or set it aside with: vshard verify --repair"
+            )
+        other = seen.get(record.key.lower())
+        if other is not None:
+            how = (
+                "stands there twice or in pieces"
+                if other == record.key
+                else f"differs from {other} only by case"
+            )
+            raise ShardError(f"{where}: record {record.key} {how}; pack it again, or: vshard verify --repair")
+        seen[record.key.lower()] = record.key
+        yield record, stored
+
+
+def read_index(shard: Place) -> ShardIndex | None:
+    """Read the index file of ``shard``; None where it is absent or not a valid one (it can be rebuilt).
+
+    Raises:
+        StoreError: it cannot be reached.
+    """
+    place = index_place(shard)
+    entry = facts(place)
+    if entry is None or entry.is_folder or entry.size_bytes > MAX_INDEX_BYTES:
+        return None
+    return parse_index(read_file(place, MAX_INDEX_BYTES))
+
+
+def parse_index(data: bytes) -> ShardIndex | None:
+    """Read the bytes of an index file; None where they are not one."""
     try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            return None
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
         if content["schema"] != SCHEMA:
             return None
         records = tuple(
@@ -193,25 +225,18 @@ def _read_index(path: Path) -> ShardIndex | None:
             )
             for key, digest, members in content["records"]
         )
-        return ShardIndex(str(content["shard"]), int(content["size_bytes"]), str(content["digest"]), records)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return ShardIndex(
+            str(content["shard"]),
+            int(content["size_bytes"]),
+            str(content["sha256"]),
+            int(content["tar_bytes"]),
+            records,
+        )
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
-class _HeaderReader:
-    """What tarfile reads a tar through: it is after headers alone, so a large read is a trap."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
-
-
-def _is_whole(record: RecordEntry) -> bool:
+def is_whole(record: RecordEntry) -> bool:
     """Tell whether a record has each frame once, each with its mask, numbered from 0, and at most one metadata."""
     files = [member.file for member in record.members if member.file != names.METADATA_FILE]
     count = record.frame_count
@@ -224,20 +249,20 @@ def _is_whole(record: RecordEntry) -> bool:
     )
 
 
-def _members_inside(index: ShardIndex) -> bool:
+def index_possible(index: ShardIndex) -> bool:
     """Tell whether an index is possible: whole records, each once, every file inside the shard and no two overlap."""
     places = sorted((m.offset, m.length) for record in index.records for m in record.members)
     apart = all(a[0] + a[1] <= b[0] for a, b in pairwise(places))
-    once = len({record.key for record in index.records}) == len(index.records)
+    once = len({record.key.lower() for record in index.records}) == len(index.records)
     return (
         apart
         and once
-        and all(map(_is_whole, index.records))
+        and all(map(is_whole, index.records))
         and all(
             names.split_member(names.member_name(record.key, member.file)) is not None
             and member.offset >= 0
             and 0 <= member.length <= MAX_FILE_BYTES
-            and member.offset + member.length <= index.size_bytes
+            and member.offset + member.length <= index.tar_bytes
             for record in index.records
             for member in record.members
         )

@@ -1,22 +1,37 @@
-"""Record folders -> shards, and back, without changing a byte of them."""
+"""Records -> a series of shards, the same for the same records however many jobs make it.
+
+Everything is planned before a byte is written. Local shards are made in ``OUT/.vshard/pack-NAME/`` and move to ``OUT``
+when all are whole; in a store each appears when it is whole. A note of what they are made of lies there meanwhile: a
+rerun of the same command takes what is finished, and begins anew if a source has changed.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
 
+from ..base.ahead import map_ahead
 from ..base.errors import DatasetError, OptionError, OutputError, RecordError, ShardError
-from ..base.files import make_folder
+from ..base.files import check_folder, make_folder
+from ..base.jobs import Meter, run_jobs
 from ..base.locks import only_one
 from ..base.report import Report
+from ..base.stores import Place, facts, list_folder, make_place, read_file, remove, write_whole, writing_whole
 from ..records import names
-from ..records.record import Record, from_files, list_record_folders, other_files, read_folder, write_record
-from .index import ShardIndex, index_path, load_index, scan_shard
-from .write import Position, ShardWriter
+from ..records.png import recode_png
+from ..records.record import Record
+from .index import MAX_INDEX_BYTES, ShardIndex, index_place, load_index, read_index, write_index
+from .plan import PackOptions, check_pack_options, plan_shards
+from .sources import SourceRecord, find_records, fingerprint_of, list_shards, read_source
+from .write import ShardStream
 
-_SHARD_BYTES_MIN = 1 << 20
+NOTE_SCHEMA = "vshard.pack/1"
 
 
 @dataclass(frozen=True)
@@ -24,126 +39,240 @@ class Packed:
     """What packing made."""
 
     records: int
-    shards: tuple[Path, ...]
+    shards: tuple[Place, ...]
     size_bytes: int
 
 
-def pack(source: Path, output: Path, *, name: str, shard_bytes: int, report: Report) -> Packed:
-    """Pack the record folders in ``source`` into ``output/{name}-000000.tar, …``, sorted by key.
+class _PlannedShard(NamedTuple):
+    """One shard to be made at ``work``, which belongs at ``target``."""
 
-    The same folders give the same shards. Shards of that name that are there already are replaced only by the
-    same bytes.
+    records: tuple[SourceRecord, ...]
+    work: Place
+    target: Place
+
+
+def pack(options: PackOptions, report: Report) -> Packed:
+    """Pack records into ``output/{name}-000000.tar, …``.
+
+    The same records and options give the same shards. Shards of that name that are there already stay if they are the
+    same; others are refused.
 
     Raises:
-        DatasetError: ``source`` holds no record folders.
-        OptionError: ``name`` or ``shard_bytes`` is out of its range.
+        DatasetError: the sources hold no record, or two of one name that differ.
+        OptionError: an option is out of its range.
         OutputError: other shards of that name are there, or they cannot be written.
         RecordError: a record is damaged.
+        ShardError: a shard among the sources is damaged.
+        StoreError: a store cannot be reached, or not be written to.
     """
-    if not names.is_record_key(name):
-        raise OptionError(f"--name {name!r}: only A-Z a-z 0-9 _ - are allowed; choose another name")
-    if shard_bytes < _SHARD_BYTES_MIN:
-        raise OptionError(f"--shard-size {shard_bytes}: allowed is {_SHARD_BYTES_MIN} bytes or more")
-    if not source.is_dir():
-        raise DatasetError(f"{source}: no such folder; give the folder that holds the record folders")
-    folders = list_record_folders(source)
-    if not folders:
-        raise DatasetError(
-            f"{source}: holds no record folders (KEY/0000_C.png, KEY/0000_M.png, …); give a split such as "
-            "DATA/train, or make records with: vshard generate"
-        )
-    make_folder(output)
-    state = make_folder(output / names.STATE_FOLDER)
-    with only_one(state / f"pack-{name}.lock", f"packing {name}"):
-        return _pack(folders, source, output, name, shard_bytes, report)
+    check_pack_options(options)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vshard-")))
+        records = find_records(options.sources, scratch, report)
+        if isinstance(options.output, Path):
+            check_folder(options.output)
+        make_place(options.output)
+        stack.enter_context(_alone(options))
+        return _pack(records, options, report)
 
 
-def _pack(
-    folders: list[Path], source: Path, output: Path, name: str, shard_bytes: int, report: Report
-) -> Packed:
-    scratch = make_folder(output / names.STATE_FOLDER / f"pack-{name}")
-    writer = ShardWriter(scratch, name, shard_bytes, Position())
-    left_out: list[Path] = []
-    report.start(f"packing {source}", len(folders), "records")
-    try:
-        for done, folder in enumerate(folders, 1):
-            writer.add(read_folder(folder))
-            left_out += other_files(folder)
-            report.advance(done)
-        writer.close()
-        shards = _move_in(writer.finished, output, name)
-    finally:
-        writer.abandon()
-        _remove_scratch(scratch)
-    report.finish()
-    if left_out:
-        report.warn(f"{len(left_out)} files that are no record's were left out, the first is {left_out[0]}")
-    return Packed(len(folders), shards, sum(shard.stat().st_size for shard in shards))
-
-
-def unpack(shards: list[Path], output: Path, report: Report) -> int:
-    """Write every record of ``shards`` as a folder ``output/{key}/``; give how many there were.
-
-    Raises:
-        ShardError: a shard is damaged or not in our layout; records before the damage are kept.
-        RecordError: a folder of a record's name is there with other contents.
-        OutputError: it cannot be written.
-    """
-    # The tar itself, not the index beside it: what is unpacked is what is there.
-    indexes = [scan_shard(shard) for shard in shards]
-    total = sum(len(index.records) for index in indexes)
-    make_folder(output)
-    report.start("unpacking", total, "records")
-    done = 0
-    for shard, index in zip(shards, indexes, strict=True):
-        for record in read_shard(shard, index):
-            write_record(output, record)
-            done += 1
-            report.advance(done)
-    report.finish()
-    return done
-
-
-def read_shard(shard: Path, index: ShardIndex) -> Iterator[Record]:
-    """Read the records of a shard in order.
-
-    Raises:
-        ShardError: the shard is shorter than its index says, or a record in it is damaged.
-    """
-    with shard.open("rb") as file:
-        for entry in index.records:
-            contents = {}
-            for member in entry.members:
-                file.seek(member.offset)
-                data = file.read(member.length)
-                if len(data) != member.length:
-                    raise ShardError(f"{shard}: is cut off inside record {entry.key}; fetch or pack it again")
-                contents[member.file] = data
-            try:
-                yield from_files(entry.key, contents, f"{shard}:{entry.key}")
-            except RecordError as error:
-                raise ShardError(str(error)) from error
-
-
-def _move_in(shards: list[Path], output: Path, name: str) -> tuple[Path, ...]:
-    """Move finished shards to where they belong, unless others of that name are there."""
-    targets = tuple(output / shard.name for shard in shards)
-    there = set(output.glob(f"{name}-{'[0-9]' * names.SHARD_DIGITS}{names.SHARD_SUFFIX}"))
-    clash = sorted(there - set(targets))
-    clash += [
-        target
-        for shard, target in zip(shards, targets, strict=True)
-        if target.exists() and load_index(target).digest != load_index(shard).digest
+def _pack(records: list[SourceRecord], options: PackOptions, report: Report) -> Packed:
+    work = _work_place(options)
+    shards = [
+        _PlannedShard(planned, work / name, options.output / name)
+        for number, planned in enumerate(plan_shards(records, options))
+        for name in [names.shard_file(options.name, number, options.suffix)]
     ]
-    if clash:
-        raise OutputError(
-            f"{clash[0]}: is there already with other records; remove it or choose another -o or --name"
-        )
-    for shard, target in zip(shards, targets, strict=True):
-        shard.replace(target)
-        index_path(shard).replace(index_path(target))
-    return targets
+    note = _note(records, options)
+    resumed = _read_note(_note_place(options)) == note
+    if not resumed:
+        _remove_work(options)
+        if options.overwrite:
+            _remove_series(options)
+    _check_free(shards, records, options)
+    total = sum(record.shard_bytes for record in records)
+    try:
+        if not resumed:
+            _check_same(shards, options, report)
+            if isinstance(work, Path):
+                make_folder(work)
+            write_whole(_note_place(options), note)
+        report.start(f"packing {len(records)} records", total, "bytes")
+        run_jobs(lambda shard, meter: _make(shard, options, meter), shards, options.jobs, report)
+        if isinstance(work, Path):
+            _move_in(shards)
+        _remove_work(options)
+    except (RecordError, ShardError, DatasetError, OptionError):
+        # What is left cannot be used: with a source mended or taken out, everything is planned anew.
+        _remove_work(options)
+        raise
+    report.finish()
+    targets = tuple(shard.target for shard in shards)
+    sizes = [entry.size_bytes for entry in map(facts, targets) if entry is not None]
+    return Packed(len(records), targets, sum(sizes))
 
 
-def _remove_scratch(scratch: Path) -> None:
-    shutil.rmtree(scratch, ignore_errors=True)
+def _make(shard: _PlannedShard, options: PackOptions, meter: Meter) -> None:
+    """Write one shard and its index, unless they are there."""
+    if _is_finished(shard.work) or _is_finished(shard.target):
+        meter.add(sum(record.shard_bytes for record in shard.records))
+        return
+    with writing_whole(shard.work) as file:
+        index = _write(shard, file, options, meter)
+    write_index(shard.work, index)
+
+
+def _write(shard: _PlannedShard, file: BinaryIO, options: PackOptions, meter: Meter) -> ShardIndex:
+    stream = ShardStream(file, shard.target.name)
+    records = map_ahead(lambda source: _read(source, options.recode), iter(shard.records), 1)
+    try:
+        for source, record in zip(shard.records, records, strict=True):
+            stream.add(record)
+            meter.add(source.shard_bytes)
+    finally:
+        records.close()
+    return stream.end()
+
+
+def _read(source: SourceRecord, recode: bool) -> Record:
+    record = read_source(source)
+    if not recode:
+        return record
+    where = str(source.place)
+    return Record(
+        record.key,
+        record.metadata,
+        tuple(recode_png(data, f"{where}/{names.frame_file(i)}") for i, data in enumerate(record.frames)),
+        tuple(recode_png(data, f"{where}/{names.mask_file(i)}") for i, data in enumerate(record.masks)),
+    )
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _check_same(shards: Sequence[_PlannedShard], options: PackOptions, report: Report) -> None:
+    """Check that shards that are there already, made by an earlier command, are those that would be made.
+
+    Raises:
+        OutputError: one is not.
+    """
+    there = [shard for shard in shards if facts(shard.target) is not None]
+    if not there:
+        return
+
+    def compare(shard: _PlannedShard, meter: Meter) -> None:
+        wanted = _write(shard, cast(BinaryIO, _Nowhere()), options, meter)
+        if load_index(shard.target).digest != wanted.digest:
+            raise _clash(shard.target)
+
+    report.start("comparing shards", sum(r.shard_bytes for shard in there for r in shard.records), "bytes")
+    run_jobs(compare, there, options.jobs, report)
+
+
+def _check_free(
+    shards: Sequence[_PlannedShard], records: Sequence[SourceRecord], options: PackOptions
+) -> None:
+    """Check that no other shard of this name, and none with one of these records, is in the output folder."""
+    targets = {shard.target.name for shard in shards}
+    keys = {record.key for record in records}
+    for shard in list_shards(options.output):
+        if shard.name in targets:
+            continue
+        if names.shard_stem(shard.name) == options.name:
+            raise _clash(shard)
+        twice = next((entry.key for entry in load_index(shard).records if entry.key in keys), None)
+        if twice is not None:
+            raise OutputError(
+                f"{shard}: holds record {twice} already, and a folder of shards may hold a record only once; choose "
+                "another -o"
+            )
+
+
+def _clash(shard: Place) -> OutputError:
+    return OutputError(
+        f"{shard}: is there already with other records; remove it, choose another -o or --name, or give --overwrite"
+    )
+
+
+def _is_finished(shard: Place) -> bool:
+    """Tell whether a shard is there whole with its index; the index is written last."""
+    there, index = facts(shard), read_index(shard)
+    return there is not None and index is not None and index.size_bytes == there.size_bytes
+
+
+def _move_in(shards: Sequence[_PlannedShard]) -> None:
+    """Move finished local shards to where they belong; a rerun moves what is left."""
+    for shard in shards:
+        for work, target in (
+            (shard.work, shard.target),
+            (index_place(shard.work), index_place(shard.target)),
+        ):
+            assert isinstance(work, Path)
+            assert isinstance(target, Path)
+            if work.exists():
+                work.replace(target)
+
+
+def _note(records: Sequence[SourceRecord], options: PackOptions) -> bytes:
+    """Say what a series is made of: equal notes, equal shards."""
+    asked = {
+        key: value
+        for key, value in asdict(options).items()
+        if key in ("name", "shard_bytes", "shard_records", "shuffle", "compress", "recode")
+    }
+    content = {"schema": NOTE_SCHEMA, "records": len(records), "inputs": fingerprint_of(records), **asked}
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _read_note(place: Place) -> bytes | None:
+    return read_file(place, MAX_INDEX_BYTES) if facts(place) is not None else None
+
+
+def _state_place(options: PackOptions) -> Place:
+    return options.output / names.STATE_FOLDER
+
+
+def _work_place(options: PackOptions) -> Place:
+    """Give where shards are made: beside their place, or at it in a store, where nothing can be moved."""
+    local = isinstance(options.output, Path)
+    return _state_place(options) / f"pack-{options.name}" if local else options.output
+
+
+def _note_place(options: PackOptions) -> Place:
+    if isinstance(options.output, Path):
+        return _work_place(options) / "note.json"
+    return _state_place(options) / f"pack-{options.name}.json"
+
+
+def _remove_work(options: PackOptions) -> None:
+    """Remove the note and whatever local shards were not moved in."""
+    work = _work_place(options)
+    if isinstance(work, Path):
+        shutil.rmtree(work, ignore_errors=True)
+        make_folder(work.parent)
+    else:
+        remove(_note_place(options))
+
+
+def _remove_series(options: PackOptions) -> None:
+    """Remove every shard of this name with its index."""
+    for entry in list_folder(options.output):
+        if names.shard_stem(entry.name.removesuffix(names.INDEX_SUFFIX)) == options.name:
+            remove(options.output / entry.name)
+
+
+@contextmanager
+def _alone(options: PackOptions) -> Iterator[None]:
+    """Keep a second local pack of the same name out; a store has no locks."""
+    state = _state_place(options)
+    lock = (
+        only_one(make_folder(state) / f"pack-{options.name}.lock", f"packing {options.name}")
+        if isinstance(state, Path)
+        else nullcontext()
+    )
+    with lock:
+        yield

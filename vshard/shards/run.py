@@ -23,7 +23,7 @@ from ..clips.probe import VideoInfo, probe
 from ..records import names
 from ..records.plan import GenerateOptions, check_video, plan_run
 from ..records.record import remove_record, write_record
-from .index import scan_records
+from .index import scan_part
 from .write import Position, ShardWriter
 
 if TYPE_CHECKING:
@@ -213,9 +213,8 @@ def _goes_on(state_path: Path, options: GenerateOptions, info: VideoInfo, estima
         if state.shards.part_bytes and path.exists():
             try:
                 with path.open("rb") as file:
-                    return (
-                        scan_records(file, str(path), state.shards.part_bytes)[1] == state.shards.part_bytes
-                    )
+                    scan_part(file, str(path), state.shards.part_bytes)
+                return True
             except (ShardError, OSError):
                 return False
     return state.shards.part_bytes == 0

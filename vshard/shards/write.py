@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+import zstandard
 
 from ..base.errors import ShardError
-from ..base.files import finish_file, part_of, write_file, writing
+from ..base.files import finish_file, part_of, writing
+from ..base.stores import remove
 from ..records import names
 from ..records.record import Record, metadata_digest
-from .index import BLOCK_BYTES, Member, RecordEntry, ShardIndex, index_path, scan_records
+from .contents import is_compressed
+from .index import Member, RecordEntry, ShardIndex, index_place, scan_part, write_index
+from .tar import BLOCK_BYTES, END_MARK, header_bytes, padded
 
-_END_MARK = bytes(2 * BLOCK_BYTES)
+# One number or more give the same bytes, none gives others.
+_ZSTD_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,76 @@ class Position:
 
 def record_bytes(record: Record) -> int:
     """Give the bytes that ``record`` takes in a shard, headers and padding included."""
-    return sum(BLOCK_BYTES + -(-len(data) // BLOCK_BYTES) * BLOCK_BYTES for data in record.files().values())
+    return sum(member_bytes(len(data)) for data in record.files().values())
+
+
+def member_bytes(size: int) -> int:
+    """Give the bytes that a file of ``size`` bytes takes in a shard."""
+    return BLOCK_BYTES + padded(size)
+
+
+class ShardStream:
+    """One shard on its way into an open file: records go in, its index comes out."""
+
+    def __init__(self, file: BinaryIO, shard: str) -> None:
+        """Begin an empty shard; ``shard`` is its file's name and tells whether it is compressed."""
+        self._sink = _HashingSink(file)
+        self._shard = shard
+        self._entries: list[RecordEntry] = []
+        self.tar_bytes = 0
+        self._compressing = None
+        if is_compressed(shard):
+            packer = zstandard.ZstdCompressor(write_checksum=True, threads=_ZSTD_THREADS)
+            self._compressing = packer.stream_writer(cast(BinaryIO, self._sink), closefd=False)
+
+    def take_up(self, entries: tuple[RecordEntry, ...], tar: BinaryIO) -> None:
+        """Go on behind ``entries``, whose bytes are all that ``tar`` holds from its beginning."""
+        self._entries = list(entries)
+        while block := tar.read(1 << 20):
+            self._sink.hash.update(block)
+            self.tar_bytes += len(block)
+        self._sink.size_bytes = self.tar_bytes
+
+    def add(self, record: Record) -> None:
+        """Append a record."""
+        members = []
+        for file, data in record.files().items():
+            self._write(header_bytes(names.member_name(record.key, file), len(data)))
+            members.append(Member(file, self.tar_bytes, len(data)))
+            self._write(data)
+            self._write(bytes(padded(len(data)) - len(data)))
+        self._entries.append(RecordEntry(record.key, metadata_digest(record.metadata), tuple(members)))
+
+    def end(self) -> ShardIndex:
+        """Write the end mark; give the index of what the file now holds."""
+        self._write(END_MARK)
+        if self._compressing is not None:
+            self._compressing.close()  # type: ignore[no-untyped-call]
+        return ShardIndex(
+            shard=self._shard,
+            size_bytes=self._sink.size_bytes,
+            digest=self._sink.hash.hexdigest(),
+            tar_bytes=self.tar_bytes,
+            records=tuple(self._entries),
+        )
+
+    def _write(self, data: bytes) -> None:
+        self.tar_bytes += len(data)
+        (self._compressing or self._sink).write(data)
+
+
+class _HashingSink:
+    """A file that counts and hashes what goes into it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size_bytes += len(data)
+        return self._file.write(data)
 
 
 class ShardWriter:
@@ -53,10 +127,8 @@ class ShardWriter:
         self._stem = stem
         self._shard_bytes = shard_bytes
         self._number = start.shards
-        self._entries: list[RecordEntry] = []
-        self._digest = hashlib.blake2b(digest_size=16)
-        self._size = 0
         self._file: BinaryIO | None = None
+        self._stream: ShardStream | None = None
         self.finished: list[Path] = []
         with writing(self._path):
             self._go_on(start.part_bytes)
@@ -68,30 +140,22 @@ class ShardWriter:
             with writing(self._path):
                 self._file.flush()
                 os.fsync(self._file.fileno())
-        return Position(self._number, self._size)
+        return Position(self._number, self._stream.tar_bytes if self._stream is not None else 0)
 
     def add(self, record: Record) -> None:
         """Append a record, closing the shard under way first if it would grow over the limit."""
-        if self._size and self._size + record_bytes(record) > self._shard_bytes:
-            self._finish_shard()
+        if self._stream is not None and self._stream.tar_bytes + record_bytes(record) > self._shard_bytes:
+            self._finish_shard(self._stream)
         with writing(self._path):
-            if self._file is None:
+            if self._stream is None:
                 self._file = part_of(self._path).open("wb")
-            members = []
-            for file, data in record.files().items():
-                info = tarfile.TarInfo(names.member_name(record.key, file))
-                info.size = len(data)
-                info.mode = 0o644
-                header = info.tobuf(format=tarfile.USTAR_FORMAT)
-                self._write(header)
-                members.append(Member(file, self._size, len(data)))
-                self._write(data + bytes(-len(data) % BLOCK_BYTES))
-        self._entries.append(RecordEntry(record.key, metadata_digest(record.metadata), tuple(members)))
+                self._stream = ShardStream(self._file, self._path.name)
+            self._stream.add(record)
 
     def close(self) -> None:
         """Finish the shard under way, if it holds a record."""
-        if self._size:
-            self._finish_shard()
+        if self._stream is not None:
+            self._finish_shard(self._stream)
 
     def abandon(self) -> None:
         """Let go of the file under way, leaving it as it is."""
@@ -103,32 +167,23 @@ class ShardWriter:
     def _path(self) -> Path:
         return self._folder / names.shard_file(self._stem, self._number)
 
-    def _write(self, data: bytes) -> None:
-        assert self._file is not None
-        self._file.write(data)
-        self._digest.update(data)
-        self._size += len(data)
-
-    def _finish_shard(self) -> None:
+    def _finish_shard(self, stream: ShardStream) -> None:
         assert self._file is not None
         with writing(self._path):
-            self._write(_END_MARK)
-            self._file.flush()
+            index = stream.end()
             self._file.close()
-        self._file = None
+        self._file = self._stream = None
         finish_file(self._path)
-        index = ShardIndex(self._path.name, self._size, self._digest.hexdigest(), tuple(self._entries))
-        write_file(index_path(self._path), index.to_bytes())
+        write_index(self._path, index)
         self.finished.append(self._path)
         self._number += 1
-        self._entries, self._digest, self._size = [], hashlib.blake2b(digest_size=16), 0
 
     def _go_on(self, part_bytes: int) -> None:
         """Open the shard under way and forget what lies behind ``part_bytes``."""
         part = part_of(self._path)
         if self._path.exists() and not part.exists():
             # It was finished after the position was noted: take it up again; the same records follow.
-            index_path(self._path).unlink(missing_ok=True)
+            remove(index_place(self._path))
             self._path.rename(part)
         if part_bytes == 0:
             part.unlink(missing_ok=True)
@@ -141,16 +196,12 @@ class ShardWriter:
         self._file = part.open("r+b")
         self._file.truncate(part_bytes)
         try:
-            entries, end = scan_records(self._file, str(part), part_bytes)
-        except ShardError:
-            end = -1
-        if end != part_bytes:
+            entries = scan_part(self._file, str(part), part_bytes)
+        except ShardError as error:
             self.abandon()
             raise ShardError(
                 f"{part}: this unfinished shard is damaged; run the same command with --overwrite"
-            )
-        self._entries = list(entries)
+            ) from error
         self._file.seek(0)
-        while block := self._file.read(1 << 20):
-            self._digest.update(block)
-        self._size = part_bytes
+        self._stream = ShardStream(self._file, self._path.name)
+        self._stream.take_up(entries, self._file)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.errors import DatasetError, RecordError
+from ..base.stores import list_folder
 from ..records import names
 from ..records.record import list_record_folders, read_plain_file
 from ..shards.index import RecordEntry, load_index
@@ -83,7 +84,7 @@ def open_split(root: Path) -> Split:
             found[entry.key] = (number, _ranges(entry))
     for folder in list_record_folders(root):
         if folder.name not in found:
-            count = sum(names.is_frame_or_mask(path.name) for path in folder.iterdir())
+            count = sum(names.is_frame_or_mask(entry.name) for entry in list_folder(folder))
             found[folder.name] = (IN_FOLDER, np.zeros((count, 2), np.int64))
     if not found:
         raise DatasetError(f"{root}: holds no record and no shard; {_how_to_make(root)}")

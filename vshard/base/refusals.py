@@ -1,0 +1,73 @@
+"""What the packages that reach stores raise: whether it may pass, and one line about it."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import StoreError
+from .places import Remote
+
+
+class AbsentError(StoreError):
+    """Nothing is at a place."""
+
+
+class CutError(Exception):
+    """An answer ended before the bytes it announced."""
+
+
+def status_of(error: BaseException) -> int | None:
+    """Give the HTTP status in an exception of botocore (wrapped by s3fs), aiohttp or gcsfs."""
+    answer = getattr(error.__cause__, "response", None)
+    if isinstance(answer, dict):
+        return int(answer["ResponseMetadata"]["HTTPStatusCode"])
+    status = str(getattr(error, "status", getattr(error, "code", None)))
+    if str(error).startswith("Forbidden"):  # gcsfs gives no better sign
+        return 403
+    return int(status) if status.isdecimal() else None
+
+
+def may_pass(error: Exception, passing: tuple[type[BaseException], ...]) -> bool:
+    """Tell whether trying again may help: a busy or failing server, a cut connection, one of ``passing``."""
+    status = status_of(error)
+    if status is None or isinstance(error, TimeoutError):
+        return isinstance(error, (CutError, *passing))
+    return status in (408, 429) or status >= 500
+
+
+def told(place: Remote, error: Exception, passing: tuple[type[BaseException], ...], tries: int) -> StoreError:
+    """Say in one line what was raised after so many tries; ``passing`` means that the store was not reached."""
+    if isinstance(error, StoreError):
+        return error
+    status, kind = status_of(error), type(error).__name__
+    # A web address's query may hold a signature.
+    text = re.sub(r"\?\S*", "", (str(error).splitlines() or [kind])[0])
+    often = f" ({tries} tries)" if tries > 1 else ""
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return AbsentError(f"{place}: no such object; check the name")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        what = f"access denied ({status or 403})"
+        return StoreError(f"{place}: {what}; check the credentials and what they may do")
+    if kind in ("NoCredentialsError", "PartialCredentialsError"):
+        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        return StoreError(f"{place}: no credentials found; {advice}")
+    if isinstance(error, CutError):
+        return StoreError(f"{place}: {text}{often}; run the same command again")
+    if status == 416:
+        return changed(place)
+    if isinstance(error, passing) and status is None:
+        return StoreError(f"{place}: not reachable: {text}{often}; check the address and the network")
+    answers = f"the store answers {status}{often}: " if status else ""
+    return StoreError(f"{place}: {answers}{text}")
+
+
+def changed(place: Remote) -> StoreError:
+    """Make the error for a file that is not the same any more."""
+    return StoreError(f"{place}: changed while it was read; leave it alone and run the same command again")
+
+
+def no_ranges(place: Remote) -> StoreError:
+    """Make the error for a web server that only sends whole files."""
+    return StoreError(
+        f"{place}: the server sends files only as a whole (it ignores Range); download the file first"
+    )

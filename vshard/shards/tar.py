@@ -1,0 +1,247 @@
+"""Tar files, read strictly and in one pass, and written in one way only.
+
+In: any file that can be read forwards, from anyone: nothing in it is believed before it is checked, and no more than
+one member is in memory. Out: members that are plain files. Links, devices, folders, sparse files and whatever else a
+tar may hold are refused. Written: POSIX ustar headers with fixed times, owners and modes.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from ..base.errors import ShardError
+from ..records.record import MAX_FILE_BYTES
+
+BLOCK_BYTES = 512
+END_MARK = bytes(2 * BLOCK_BYTES)
+# Other writers pad a tar to their blocking factor; GNU tar's default is 10 kB.
+MAX_TAIL_BYTES = 1 << 20
+MAX_EXTENSION_BYTES = 1 << 16
+
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE)
+_LONG_NAME = tarfile.GNUTYPE_LONGNAME
+_KINDS = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+    tarfile.GNUTYPE_LONGLINK: "a link with a long name",
+}
+_ADVICE = "fetch or pack it again"
+
+
+class TarMember(NamedTuple):
+    """A plain file in a tar: ``data`` starts at byte ``offset``, its headers at ``start``."""
+
+    name: str
+    start: int
+    offset: int
+    data: bytes
+
+    @property
+    def stop(self) -> int:
+        """Where the member ends, padding included."""
+        return self.offset + padded(len(self.data))
+
+
+class Readable(Protocol):
+    """What a tar is read from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _DamageError(Exception):
+    """What is wrong at some place of a tar, in words that follow the file's name; ``skip`` bytes belong to it."""
+
+    def __init__(self, problem: str, skip: int = 0) -> None:
+        super().__init__(problem)
+        self.skip = skip
+
+
+def padded(size: int) -> int:
+    """Give ``size`` bytes rounded up to whole blocks."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def header_bytes(name: str, size: int) -> bytes:
+    """Write the header block of a member."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+def read_members(
+    file: Readable,
+    where: str,
+    *,
+    first: int = 0,
+    stop: int | None = None,
+    on_damage: Callable[[str], None] | None = None,
+) -> Iterator[TarMember]:
+    """Read the plain files of a tar, from its beginning to its end mark.
+
+    Args:
+        file: at its beginning.
+        where: what to call it in an error.
+        first: which byte of the tar the file's beginning is.
+        stop: end at this byte in place of an end mark.
+        on_damage: told what is wrong; reading then goes on at the next whole header. Without it damage is an error.
+
+    Raises:
+        ShardError: the tar is damaged, cut off, or has a member that is no plain file of at most 256 MiB.
+    """
+    source = _Source(file, first)
+    lost = False
+    while stop is None or source.position < stop:
+        try:
+            member = _next_member(source, lost)
+        except _DamageError as damage:
+            if on_damage is None:
+                raise ShardError(f"{where}: {damage}; {_ADVICE}") from damage
+            on_damage(str(damage))
+            source.skip(damage.skip)
+            lost = True
+            continue
+        if member is None:
+            return
+        lost = False
+        yield member
+
+
+def _next_member(source: _Source, lost: bool) -> TarMember | None:
+    """Read up to the next plain file; None at the end. ``lost``: what comes first need not be a header."""
+    start = source.position
+    name = size = None
+    while True:
+        place = source.position
+        block = source.take(BLOCK_BYTES)
+        if not block and lost:
+            return None
+        if len(block) < BLOCK_BYTES:
+            raise _DamageError(f"is cut off (no end mark after {place + len(block)} bytes)")
+        if block == END_MARK[:BLOCK_BYTES]:
+            if lost:
+                start = source.position
+                continue
+            if name is not None or size is not None:
+                raise _DamageError(f"ends behind an extended header at byte {start}")
+            _check_end(source)
+            return None
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
+            if lost:
+                start = source.position
+                continue
+            raise _DamageError(f"has a damaged header at byte {place}") from error
+        lost = False
+        if info.type in _PAX:
+            fields = _pax_fields(source.extension(info.size))
+            if any(key.startswith("GNU.sparse") for key in fields):
+                raise _DamageError(f"has a sparse file at byte {place}, only plain files are allowed")
+            name, size = fields.get("path", name), _pax_size(fields, size)
+            if info.type == tarfile.XGLTYPE and (name, size) != (None, None):
+                raise _DamageError(f"names its members in a global header at byte {place}")
+            continue
+        if info.type == _LONG_NAME:
+            name = source.extension(info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            continue
+        break
+    name = info.name if name is None else name
+    size = info.size if size is None else size
+    if info.type not in _PLAIN:
+        kind = _KINDS.get(info.type, f"of unknown type {info.type!r}")
+        raise _DamageError(
+            f"member {_short(name)} is {kind}, only plain files are allowed", padded(max(size, 0))
+        )
+    if not 0 <= size <= MAX_FILE_BYTES:
+        raise _DamageError(
+            f"member {_short(name)} has {size} bytes, at most {MAX_FILE_BYTES} are allowed",
+            padded(max(size, 0)),
+        )
+    offset = source.position
+    data = source.take(padded(size))
+    if len(data) < padded(size):
+        raise _DamageError(f"is cut off inside {_short(name)} (after {source.position} bytes)")
+    if data[size:].strip(b"\0"):
+        raise _DamageError(f"has something else than zeros behind {_short(name)}")
+    return TarMember(name, start, offset, data[:size])
+
+
+class _Source:
+    """A file read forwards, knowing where it is."""
+
+    def __init__(self, file: Readable, position: int) -> None:
+        self._file = file
+        self.position = position
+
+    def take(self, size: int) -> bytes:
+        """Read ``size`` bytes; fewer only at the end."""
+        data = self._file.read(size)
+        while 0 < len(data) < size and (more := self._file.read(size - len(data))):
+            data += more
+        self.position += len(data)
+        return data
+
+    def skip(self, size: int) -> None:
+        """Read over ``size`` bytes or to the end."""
+        stop = self.position + size
+        while self.position < stop and self.take(min(stop - self.position, MAX_TAIL_BYTES)):
+            pass
+
+    def extension(self, size: int) -> bytes:
+        """Read the content of an extended header."""
+        if not 0 <= size <= MAX_EXTENSION_BYTES:
+            raise _DamageError(
+                f"has an extended header of {size} bytes, at most {MAX_EXTENSION_BYTES} are allowed"
+            )
+        data = self.take(padded(size))
+        if len(data) < padded(size):
+            raise _DamageError(f"is cut off inside an extended header (after {self.position} bytes)")
+        return data[:size]
+
+
+def _check_end(source: _Source) -> None:
+    """Check that behind the first block of the end mark there are only zeros, the second one and not too many."""
+    tail = source.take(MAX_TAIL_BYTES + 1)
+    if len(tail) < BLOCK_BYTES:
+        raise _DamageError(f"is cut off inside its end mark (after {source.position} bytes)")
+    if tail.strip(b"\0"):
+        raise _DamageError("has data behind its end mark (two tars in one?)")
+    if len(tail) > MAX_TAIL_BYTES:
+        raise _DamageError(f"has more than {MAX_TAIL_BYTES} zeros behind its end mark")
+
+
+def _pax_fields(data: bytes) -> dict[str, str]:
+    """Read the fields of an extended header: lines ``LENGTH KEY=VALUE`` where LENGTH counts the whole line."""
+    fields = {}
+    while data:
+        digits, _, _ = data[:8].partition(b" ")
+        length = int(digits) if digits.isdigit() else 0
+        line = data[len(digits) + 1 : length]
+        key, equals, value = line.partition(b"=")
+        if not equals or not value.endswith(b"\n") or length > len(data):
+            raise _DamageError("has a damaged extended header")
+        fields[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return fields
+
+
+def _pax_size(fields: dict[str, str], size: int | None) -> int | None:
+    text = fields.get("size")
+    if text is None:
+        return size
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise _DamageError(f"has a member of size {_short(text)}")
+    return int(text)
+
+
+def _short(text: str) -> str:
+    return ascii(text[:100])

@@ -1,0 +1,110 @@
+"""Shards -> record folders, byte for byte, whoever made the shard.
+
+What is unpacked is what is in the tar: an index is not believed. Every record appears whole; one that is there already
+must be the same, so a rerun of a stopped command makes what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..base.errors import DatasetError, RecordError, ShardError
+from ..base.jobs import Meter, run_jobs
+from ..base.pipes import Pipe
+from ..base.report import Report
+from ..base.stores import Place, facts, make_place, open_reading
+from ..records.record import Record, from_files, write_record
+from .contents import StoredRecord, is_compressed, open_shard, read_records
+from .index import index_possible, read_entry, read_index, whole_records
+
+
+@dataclass(frozen=True)
+class UnpackOptions:
+    """What ``vshard unpack`` is asked: ``only`` is a pattern of record names (``*``, ``?``, ``[…]``)."""
+
+    shards: tuple[Place | Pipe, ...]
+    output: Place
+    only: str | None = None
+    jobs: int = 1
+
+
+def unpack(options: UnpackOptions, report: Report) -> int:
+    """Write records of shards as folders ``output/{key}/``; give how many there were.
+
+    Raises:
+        ShardError: a shard is damaged or not in our layout; records before the damage are kept.
+        RecordError: a folder of a record's name is there with other contents.
+        DatasetError: no record is named as ``only`` says.
+        OutputError: it cannot be written.
+        StoreError: a store cannot be reached, or not be written to.
+    """
+    total = total_bytes(options.shards)
+    report.start("unpacking", total, "bytes")
+    counts = run_jobs(
+        lambda shard, meter: _unpack_shard(shard, options, meter), options.shards, options.jobs, report
+    )
+    report.finish()
+    if options.only is not None and not sum(counts):
+        raise DatasetError(
+            f"--only {options.only}: no record of these shards is named so; see them with: vshard ls"
+        )
+    return sum(counts)
+
+
+def read_stored(stored: StoredRecord, where: str) -> Record:
+    """Make a record of what a shard holds.
+
+    Raises:
+        ShardError: it is damaged.
+    """
+    try:
+        return from_files(stored.key, stored.contents, f"{where}:{stored.key}")
+    except RecordError as error:
+        raise ShardError(str(error)) from error
+
+
+def _unpack_shard(shard: Place | Pipe, options: UnpackOptions, meter: Meter) -> int:
+    count = told_bytes = 0
+    for stored, read_bytes in _wanted(shard, options.only):
+        if not count:
+            make_place(options.output)
+        write_record(options.output, read_stored(stored, str(shard)))
+        count += 1
+        meter.add(read_bytes - told_bytes)
+        told_bytes = read_bytes
+    return count
+
+
+def _wanted(shard: Place | Pipe, only: str | None) -> Iterator[tuple[StoredRecord, int]]:
+    """Give the wanted records of a shard, each with how many of the shard's bytes were read by then."""
+    index = read_index(shard) if only is not None and not isinstance(shard, Pipe) else None
+    if only is not None and index is not None and not is_compressed(str(shard)) and index_possible(index):
+        assert not isinstance(shard, Pipe)
+        with open_reading(shard) as file:
+            for entry in index.records:
+                if fnmatchcase(entry.key, only):
+                    yield read_entry(file, entry, str(shard)), entry.members[-1].offset
+        return
+    with open_shard(shard) as opened:
+        for entry, stored in whole_records(read_records(opened, str(shard)), str(shard)):
+            if only is None or fnmatchcase(entry.key, only):
+                yield stored, opened.stored_bytes
+
+
+def total_bytes(shards: Sequence[Place | Pipe]) -> int | None:
+    """Give the bytes of all shards together, None where one is a pipe.
+
+    Raises:
+        ShardError: one is not there.
+    """
+    total = 0
+    for shard in shards:
+        if isinstance(shard, Pipe):
+            return None
+        entry = facts(shard)
+        if entry is None:
+            raise ShardError(f"{shard}: cannot be read (no such file); check the path")
+        total += entry.size_bytes
+    return total
