@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_EVERY_SECONDS = 10.0
+# A task counted in this unit is shown in kB, MB, GB and their speed.
+BYTES = "bytes"
 
 
 class Console:
@@ -31,15 +33,19 @@ class Console:
         self._total = total
         self._started = self._logged = time.monotonic()
         if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
-            self.say(f"{what}: {total if total is not None else '?'} {unit}")
+            self.say(f"{what}: {self._amount(total)}")
             return
         from rich import console, progress
 
         bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(bar_width=24),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn(unit + "  {task.fields[figures]}"),
+            *(
+                [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+                if unit == BYTES
+                else [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
+            ),
+            progress.TextColumn("{task.fields[figures]}"),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
@@ -59,7 +65,15 @@ class Console:
             left = ""
             if self._total is not None and 0 < done < self._total:
                 left = f", {_clock((now - self._started) / done * (self._total - done))} left"
-            self.say(f"{self._what}: {done}/{self._total or '?'} {self._unit}{left}  {figures}".rstrip())
+            told = f"{done}/{self._total or '?'} {self._unit}"
+            if self._unit == BYTES:
+                told = f"{size_text(done)} of {self._amount(self._total)}"
+            self.say(f"{self._what}: {told}{left}  {figures}".rstrip())
+
+    def _amount(self, total: int | None) -> str:
+        if self._unit == BYTES and total is not None:
+            return size_text(total)
+        return f"{'?' if total is None else total} {self._unit}"
 
     def say(self, line: str) -> None:
         if self._bar is not None:

@@ -12,6 +12,8 @@ import click
 from vshard.base.errors import OutputError
 from vshard.base.files import make_folder, write_file
 
+from .places import local_path
+
 _MARKER = ".vshard-demo"
 # Two scenes: one to train on, one to evaluate on (the guide's best practice: different videos).
 _CLIPS = (("train", "pan", 112, 1), ("eval", "walk", 80, 2))
@@ -21,7 +23,7 @@ _CLIPS = (("train", "pan", 112, 1), ("eval", "walk", 80, 2))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=local_path,
     default=Path("data/demo"),
     show_default=True,
     help="Folder for everything it makes; an older demo there is replaced.",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vshard.records.plan import BACKWARD_MASKS, FORMATS, GenerateOptions
 
-from .console import console
+from .console import console, counted
+from .places import local_path, place
 from .sequences import sequence_options
 from .sizes import byte_size
+
+if TYPE_CHECKING:
+    from vshard.base.stores import Place
 
 _DEFAULT = GenerateOptions("video", Path())
 
@@ -23,8 +29,9 @@ _DEFAULT = GenerateOptions("video", Path())
     "--output",
     "output",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Split folder, e.g. data/NAME/train.",
+    type=place,
+    metavar="PATH|URL",
+    help="Split folder, e.g. data/NAME/train; in a store (s3://, gs://) it gets shards only.",
 )
 @click.option("--prefix", default=_DEFAULT.prefix, help="Begins the records' names; give every run its own.")
 @click.option(
@@ -75,7 +82,7 @@ _DEFAULT = GenerateOptions("video", Path())
 )
 @click.option(
     "--mask-weights",
-    type=click.Path(path_type=Path),
+    type=local_path,
     metavar="PATH",
     help="The network's file, iw3_mask_mlbw_l2_d1_20250903.pth.  [default: cached or downloaded]",
 )
@@ -103,7 +110,7 @@ _DEFAULT = GenerateOptions("video", Path())
 def command(
     video: str | None,
     dataset_dir: str | None,
-    output: Path,
+    output: Place,
     prefix: str,
     model_type: str,
     resolution: int | None,
@@ -136,9 +143,12 @@ def command(
     """
     if (video is None) == (dataset_dir is None):
         raise click.UsageError("give one video file, as the argument or with --dataset-dir")
+    from vshard.base.stores import Remote, parse_place
+
+    source = parse_place(video or dataset_dir or "")
     options = GenerateOptions(
-        video=video or dataset_dir or "",
-        output=output,
+        video=str(source),
+        output=_folder_of(output),
         prefix=prefix,
         model_type=model_type,
         resolution=resolution,
@@ -161,19 +171,35 @@ def command(
         shard_bytes=shard_size,
         overwrite=overwrite,
     )
+    from vshard.base.fetch import local_copy
+    from vshard.shards.deliver import generate_to_store
     from vshard.shards.run import run_generation
 
-    with console() as report:
-        state = run_generation(options, report)
+    with console() as report, local_copy(source, report) as copy:
+        options = replace(options, video=str(copy))
+        state = (
+            generate_to_store(options, output, report)
+            if isinstance(output, Remote)
+            else run_generation(options, report)
+        )
     if state.damage or state.unreadable:
         damage = [state.damage] if state.damage else []
         damage += [f"{state.unreadable} frames could not be read cleanly"] if state.unreadable else []
-        click.echo(f"warning: {video or dataset_dir}: {'; '.join(damage)}", err=True)
+        click.echo(f"warning: {source}: {'; '.join(damage)}", err=True)
     rejected = ", ".join(f"{count} {reason}" for reason, count in state.rejected.items()) or "none"
-    click.echo(f"{output}: {state.records} records named {options.stem}_…; rejected: {rejected}")
+    click.echo(f"{output}: {counted(state.records, 'record')} named {options.stem}_…; rejected: {rejected}")
     if state.records:
         click.echo(f"look at them: vshard show {output} -o records.png")
     else:
         click.echo(
             "no record was kept: holes need near and far things, or try --divergence-level 2", err=True
         )
+
+
+def _folder_of(output: Place) -> Path:
+    """Give the folder of this machine where records for ``output`` are made."""
+    if isinstance(output, Path):
+        return output
+    from vshard.shards.deliver import work_folder
+
+    return work_folder(output)

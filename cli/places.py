@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,16 @@ def place(text: str) -> Place:
     from vshard.base.stores import parse_place
 
     return parse_place(text)
+
+
+def local_path(text: str) -> Path:
+    """Read a local path, refusing a URL: the type of an option."""
+    from vshard.base.errors import OptionError
+
+    found = place(text)
+    if not isinstance(found, Path):
+        raise OptionError(f"{found}: this has to be on this machine; give a local path")
+    return found
 
 
 def jobs_option(what: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from vshard.records.plan import GenerateOptions
 
 from .console import console
+from .places import local_path
 from .sequences import sequence_options
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _SHOTS_SHOWN = 12
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=local_path,
     metavar="PICTURE",
     help="Also draw a picture of the shots, e.g. shots.png.",
 )
@@ -51,10 +53,12 @@ def command(
     Example:
       vshard probe city.mp4 --skip-interval 0 -o shots.png
     """
+    from vshard.base.stores import parse_place
     from vshard.records.survey import survey
 
+    source = parse_place(video)
     options = GenerateOptions(
-        video=video,
+        video=str(source),
         output=Path(),
         max_fps=max_fps,
         seq=seq,
@@ -68,9 +72,12 @@ def command(
     if output is not None:
         from vshard.clips.storyboard import check_place
 
-        check_place(Path(video), output)
-    with console() as report:
-        found = survey(options, report)
+        if isinstance(source, Path):
+            check_place(source, output)
+    from vshard.base.fetch import local_copy
+
+    with console() as report, local_copy(source, report) as copy:
+        found = survey(replace(options, video=str(copy)), report)
         if output is not None:
             from vshard.clips.storyboard import write_storyboard
 

@@ -9,12 +9,13 @@ import click
 from vshard.clips.render import MOTIONS, RenderOptions, write_clip
 
 from .console import console
+from .places import local_path
 
 _DEFAULT = RenderOptions()
 
 
 @click.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=local_path)
 @click.option(
     "--motion", type=click.Choice(MOTIONS), default=_DEFAULT.motion, show_default=True, help="What moves."
 )

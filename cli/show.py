@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from .places import local_path, place
+
+if TYPE_CHECKING:
+    from vshard.base.stores import Place
+
 
 @click.command()
-@click.argument("split", type=click.Path(path_type=Path))
+@click.argument("split", type=place)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=local_path,
     default="records.png",
     show_default=True,
     help="Picture to write.",
@@ -24,7 +30,7 @@ import click
     show_default=True,
     help="How many records, spread over the split.",
 )
-def command(split: Path, output: Path, records: int) -> None:
+def command(split: Place, output: Path, records: int) -> None:
     """Draw a sheet of a split's records with their holes coloured.
 
     \b

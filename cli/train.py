@@ -9,6 +9,7 @@ import click
 from vshard.train.plan import TrainOptions
 
 from .console import console
+from .places import local_path, place
 
 _DEFAULT = TrainOptions(Path(), Path(), video=True)
 
@@ -18,13 +19,14 @@ _DEFAULT = TrainOptions(Path(), Path(), video=True)
     "-i",
     "--data-dir",
     required=True,
-    type=click.Path(path_type=Path),
+    type=place,
+    metavar="PATH|URL",
     help="Dataset folder with train/ and eval/.",
 )
 @click.option(
     "--model-dir",
     required=True,
-    type=click.Path(path_type=Path),
+    type=local_path,
     help="Folder for checkpoints and eval/ pictures.",
 )
 @click.option("--video", is_flag=True, help="Train the video model (needed: still images are not supported).")
@@ -93,9 +95,7 @@ _DEFAULT = TrainOptions(Path(), Path(), video=True)
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --model-dir.")
 @click.option("--reset-state", is_flag=True, help="With --resume: take the weights only, start at epoch 1.")
-@click.option(
-    "--checkpoint-file", type=click.Path(path_type=Path), help="Model file (.pth) with the first weights."
-)
+@click.option("--checkpoint-file", type=local_path, help="Model file (.pth) with the first weights.")
 @click.option(
     "--checkpoint-minutes",
     type=float,

@@ -21,7 +21,8 @@ def status_of(error: BaseException) -> int | None:
     answer = getattr(error.__cause__, "response", None)
     if isinstance(answer, dict):
         return int(answer["ResponseMetadata"]["HTTPStatusCode"])
-    status = str(getattr(error, "status", getattr(error, "code", None)))
+    # aiohttp's name first: it warns of the other one.
+    status = str(error.status if hasattr(error, "status") else getattr(error, "code", None))
     if str(error).startswith("Forbidden"):  # gcsfs gives no better sign
         return 403
     return int(status) if status.isdecimal() else None
@@ -41,10 +42,12 @@ def told(place: Remote, error: Exception, passing: tuple[type[BaseException], ..
         return error
     status, kind = status_of(error), type(error).__name__
     # A web address's query may hold a signature.
-    text = re.sub(r"\?\S*", "", (str(error).splitlines() or [kind])[0])
+    said = str(getattr(error, "message", "") or getattr(error, "strerror", "") or error) or kind
+    text = re.sub(r"\?\S*", "", said.splitlines()[0])
     often = f" ({tries} tries)" if tries > 1 else ""
     if isinstance(error, FileNotFoundError) or status in (404, 410):
-        return AbsentError(f"{place}: no such object; check the name")
+        what = "bucket" if "bucket does not exist" in text else "object"
+        return AbsentError(f"{place}: no such {what}; check the name")
     if isinstance(error, PermissionError) or status in (401, 403):
         what = f"access denied ({status or 403})"
         return StoreError(f"{place}: {what}; check the credentials and what they may do")
@@ -57,8 +60,11 @@ def told(place: Remote, error: Exception, passing: tuple[type[BaseException], ..
         return changed(place)
     if isinstance(error, passing) and status is None:
         return StoreError(f"{place}: not reachable: {text}{often}; check the address and the network")
-    answers = f"the store answers {status}{often}: " if status else ""
-    return StoreError(f"{place}: {answers}{text}")
+    if status is not None:
+        return StoreError(
+            f"{place}: the store answers {status}{often}: {text}; try again later, or another store"
+        )
+    return StoreError(f"{place}: {text}{often}")
 
 
 def changed(place: Remote) -> StoreError:

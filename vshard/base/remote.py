@@ -138,7 +138,7 @@ class _Gcs(Store):
 
         self.passing = (aiohttp.ClientError, TimeoutError, asyncio.TimeoutError)
         # It logs the tracebacks of what it raises.
-        logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         self.fs = GCSFileSystem(
             project="",
             token="anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None,
@@ -191,6 +191,8 @@ class _Web(Store):
     async def look(self, place: Remote, to_read: bool = False) -> Entry:
         # Not HEAD: signed addresses are signed for GET. A folder's address ends in a slash, added by a redirect.
         async with self._ask(place.url, Range="bytes=0-0") as answer:
+            if answer.status == 206:
+                await answer.read()  # one byte; left there, it would cost the connection
             is_folder = answer.url.path.endswith("/")
             ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
             length = answer.headers.get("Content-Length", "") if answer.status == 200 else ranged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
@@ -136,12 +136,12 @@ class _S3Parts:
     def send(self, part: bytearray) -> None:
         if "UploadId" not in self._object:
             self.begin()
-        sent = self._ask("upload_part", PartNumber=len(self._etags) + 1, Body=part)
+        sent = self._ask("upload_part", body=part, PartNumber=len(self._etags) + 1)
         self._etags.append(sent["ETag"])
 
     def finish(self, rest: bytearray) -> None:
         if not self._etags:
-            self._ask("put_object", Body=rest)
+            self._ask("put_object", body=rest)
             return
         if rest:
             self.send(rest)
@@ -152,6 +152,7 @@ class _S3Parts:
             # The answer to an earlier try was lost; its work was not.
             if ask(self._place, lambda store: store.look(self._place)).stamp != self._stamp():
                 raise
+        del self._object["UploadId"]
 
     def abort(self) -> None:
         if "UploadId" in self._object:
@@ -162,9 +163,14 @@ class _S3Parts:
         digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in self._etags)
         return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._etags)}"
 
-    def _ask(self, what: str, **more: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = ask(self._place, lambda s: s.fs._call_s3(what, **self._object, **more))
-        return answer
+    def _ask(self, what: str, body: bytearray | None = None, **more: Any) -> dict[str, Any]:
+        def step(store: Store) -> Awaitable[dict[str, Any]]:
+            # A file, for aiohttp sends plain bytes in one go that holds up everything else; a new one for each try.
+            content = {} if body is None else {"Body": io.BytesIO(body)}
+            request: Awaitable[dict[str, Any]] = store.fs._call_s3(what, **self._object, **more, **content)
+            return request
+
+        return ask(self._place, step)
 
 
 class _GcsParts:
@@ -190,6 +196,8 @@ class _GcsParts:
             self._file.close()
 
     def abort(self) -> None:
+        if self._file.closed:
+            return
         # A file of fsspec that is only dropped would be completed by the garbage collector.
         try:
             with telling(self._place):

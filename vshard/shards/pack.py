@@ -150,8 +150,8 @@ def _read(source: SourceRecord, recode: bool) -> Record:
 class _Nowhere:
     """A file that keeps nothing."""
 
-    def write(self, data: bytes) -> int:
-        return len(data)
+    def writelines(self, parts: list[bytes]) -> None:
+        """Forget ``parts``."""
 
 
 def _check_same(shards: Sequence[_PlannedShard], options: PackOptions, report: Report) -> None:
@@ -179,7 +179,8 @@ def _check_free(
     """Check that no other shard of this name, and none with one of these records, is in the output folder."""
     targets = {shard.target.name for shard in shards}
     keys = {record.key for record in records}
-    for shard in list_shards(options.output):
+    # A folder of a store is there only when something is in it.
+    for shard in list_shards(options.output) if facts(options.output) is not None else ():
         if shard.name in targets:
             continue
         if names.shard_stem(shard.name) == options.name:
@@ -260,7 +261,7 @@ def _remove_work(options: PackOptions) -> None:
 
 def _remove_series(options: PackOptions) -> None:
     """Remove every shard of this name with its index."""
-    for entry in list_folder(options.output):
+    for entry in list_folder(options.output) if facts(options.output) is not None else ():
         if names.shard_stem(entry.name.removesuffix(names.INDEX_SUFFIX)) == options.name:
             remove(options.output / entry.name)
 

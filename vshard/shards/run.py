@@ -94,7 +94,7 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
     make_folder(state_path.parent)
     with only_one(state_path.with_suffix(".lock"), f"making the records of {options.stem}"):
         if options.overwrite and not _goes_on(state_path, options, info, estimators.names()):
-            _remove_run(options.output, options.stem, state_path)
+            remove_run(options.output, options.stem, state_path)
         state = _open_state(state_path, options, info, estimators.names())
         if state is not None and state.complete:
             return _already(state, options, report)
@@ -115,7 +115,7 @@ def run_generation(options: GenerateOptions, report: Report) -> RunState:
 
 def _already(state: RunState, options: GenerateOptions, report: Report) -> RunState:
     report.say(f"{options.stem}: already finished, nothing to do")
-    if state.records and not _outputs(options.output, options.stem):
+    if state.records and not outputs(options.output, options.stem):
         report.warn("its records are no longer here; --overwrite makes them again")
     return state
 
@@ -191,9 +191,9 @@ def _run(
 def _begun(state_path: Path, options: GenerateOptions, info: VideoInfo) -> RunState | None:
     """Give the state of this very run, if it is there."""
     try:
-        state = _read_state(state_path) if state_path.exists() else None
+        state = read_state(state_path) if state_path.exists() else None
         if state is not None:
-            _check_same_run(state, options, info)
+            check_same_run(state, options, info)
     except VshardError:
         # What is wrong is said once the folder is locked, unless --overwrite makes it right.
         return None
@@ -225,15 +225,15 @@ def _open_state(
 ) -> RunState | None:
     """Give the state to go on from, or None for a new run; refuse one of other options or another file."""
     if not state_path.exists():
-        there = next(iter(_outputs(options.output, options.stem)), None)
+        there = next(iter(outputs(options.output, options.stem)), None)
         if there is not None:
             raise OutputError(
                 f"{there}: records named {options.stem} are there, but nothing says how they were made; choose "
                 "another --prefix, or remove exactly these with --overwrite"
             )
         return None
-    state = _read_state(state_path)
-    _check_same_run(state, options, info)
+    state = read_state(state_path)
+    check_same_run(state, options, info)
     if not state.complete:
         for what, begun in state.estimators.items():
             if estimators.get(what) != begun:
@@ -262,7 +262,12 @@ def _fresh(
     )
 
 
-def _check_same_run(state: RunState, options: GenerateOptions, info: VideoInfo) -> None:
+def check_same_run(state: RunState, options: GenerateOptions, info: VideoInfo) -> None:
+    """Check that a run was asked the same, of the same file.
+
+    Raises:
+        OptionError: it was not.
+    """
     if state.source != _source(info):
         raise OptionError(
             f"{options.stem}: its records were made from another file ({state.source['name']}, "
@@ -278,7 +283,12 @@ def _check_same_run(state: RunState, options: GenerateOptions, info: VideoInfo) 
             )
 
 
-def _read_state(state_path: Path) -> RunState:
+def read_state(state_path: Path) -> RunState:
+    """Read the state of a run.
+
+    Raises:
+        RecordError: it is not one.
+    """
     try:
         if not state_path.is_file() or state_path.stat().st_size > STATE_BYTES_MOST:
             raise ValueError("not a file of a state's size")
@@ -307,7 +317,7 @@ def _read_state(state_path: Path) -> RunState:
         ) from error
 
 
-def _outputs(split: Path, stem: str) -> list[Path]:
+def outputs(split: Path, stem: str) -> list[Path]:
     """Give the record folders and shards of exactly this stem."""
     key, shard = f"{stem}_", f"{stem}-"
     found = []
@@ -320,12 +330,12 @@ def _outputs(split: Path, stem: str) -> list[Path]:
     return found
 
 
-def _remove_run(split: Path, stem: str, state_path: Path) -> None:
+def remove_run(split: Path, stem: str, state_path: Path) -> None:
     """Remove exactly the state, records and shards of ``stem``; without the state nothing half-removed goes on."""
     with writing(state_path):
         state_path.unlink(missing_ok=True)
         state_path.with_suffix(SCAN_SUFFIX).unlink(missing_ok=True)
-    for path in _outputs(split, stem):
+    for path in outputs(split, stem):
         if path.is_dir():
             remove_record(split, path.name)
         else:

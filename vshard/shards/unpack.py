@@ -6,10 +6,13 @@ must be the same, so a rerun of a stopped command makes what is missing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from ..base.ahead import THREAD_NAME
 from ..base.errors import DatasetError, RecordError, ShardError
 from ..base.jobs import Meter, run_jobs
 from ..base.pipes import Pipe
@@ -18,6 +21,11 @@ from ..base.stores import Place, facts, make_place, open_reading
 from ..records.record import Record, from_files, write_record
 from .contents import StoredRecord, is_compressed, open_shard, read_records
 from .index import index_possible, read_entry, read_index, whole_records
+
+# Records of one shard that are written at a time: most of it is waiting for the disk to have them (benchmarks/LOG.md).
+WRITERS = 4
+# Records read and not yet written; a larger one waits until it is alone.
+WAITING_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -66,31 +74,47 @@ def read_stored(stored: StoredRecord, where: str) -> Record:
 
 
 def _unpack_shard(shard: Place | Pipe, options: UnpackOptions, meter: Meter) -> int:
+    """Write a shard's records, several at a time: each waits for the disk, or its store."""
     count = told_bytes = 0
-    for stored, read_bytes in _wanted(shard, options.only):
-        if not count:
-            make_place(options.output)
-        write_record(options.output, read_stored(stored, str(shard)))
-        count += 1
-        meter.add(read_bytes - told_bytes)
-        told_bytes = read_bytes
+    writing: deque[tuple[Future[None], int]] = deque()
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix=f"{THREAD_NAME}write") as pool:
+        for stored, read_bytes in _wanted(shard, options.only):
+            if not count:
+                make_place(options.output)
+            size = stored.stop - stored.start
+            while writing and sum(held for _, held in writing) + size > WAITING_BYTES:
+                writing.popleft()[0].result()
+            record = read_stored(stored, str(shard))
+            writing.append((pool.submit(write_record, options.output, record), size))
+            count += 1
+            meter.add(read_bytes - told_bytes)
+            told_bytes = read_bytes
+        for written, _ in writing:
+            written.result()
     return count
 
 
 def _wanted(shard: Place | Pipe, only: str | None) -> Iterator[tuple[StoredRecord, int]]:
     """Give the wanted records of a shard, each with how many of the shard's bytes were read by then."""
-    index = read_index(shard) if only is not None and not isinstance(shard, Pipe) else None
-    if only is not None and index is not None and not is_compressed(str(shard)) and index_possible(index):
-        assert not isinstance(shard, Pipe)
-        with open_reading(shard) as file:
-            for entry in index.records:
-                if fnmatchcase(entry.key, only):
-                    yield read_entry(file, entry, str(shard)), entry.members[-1].offset
-        return
+    if only is not None and not isinstance(shard, Pipe) and not is_compressed(shard.name):
+        index = read_index(shard)
+        if index is not None and index_possible(index):
+            with open_reading(shard) as file:
+                for entry in index.records:
+                    if fnmatchcase(entry.key, only):
+                        yield read_entry(file, entry, str(shard)), entry.members[-1].offset
+            return
     with open_shard(shard) as opened:
         for entry, stored in whole_records(read_records(opened, str(shard)), str(shard)):
             if only is None or fnmatchcase(entry.key, only):
                 yield stored, opened.stored_bytes
+        size_bytes, digest = opened.finish()
+    index = None if isinstance(shard, Pipe) else read_index(shard)
+    if index is not None and index.size_bytes == size_bytes and index.digest != digest:
+        raise ShardError(
+            f"{shard}: its bytes are not those that its index was made of, though every picture is whole; see what "
+            f"is wrong with: vshard verify {shard}"
+        )
 
 
 def total_bytes(shards: Sequence[Place | Pipe]) -> int | None:

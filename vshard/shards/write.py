@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import zstandard
 
+from ..base.ahead import THREAD_NAME
 from ..base.errors import ShardError
 from ..base.files import finish_file, part_of, writing
 from ..base.stores import remove
@@ -63,51 +67,89 @@ class ShardStream:
     def take_up(self, entries: tuple[RecordEntry, ...], tar: BinaryIO) -> None:
         """Go on behind ``entries``, whose bytes are all that ``tar`` holds from its beginning."""
         self._entries = list(entries)
-        while block := tar.read(1 << 20):
-            self._sink.hash.update(block)
-            self.tar_bytes += len(block)
-        self._sink.size_bytes = self.tar_bytes
+        self._sink.take_up(tar)
+        self.tar_bytes = self._sink.size_bytes
 
     def add(self, record: Record) -> None:
         """Append a record."""
+        self.add_files(record.key, record.files())
+
+    def add_files(self, key: str, contents: Mapping[str, bytes]) -> None:
+        """Append a record's files as they are, in this order."""
         members = []
-        for file, data in record.files().items():
-            self._write(header_bytes(names.member_name(record.key, file), len(data)))
-            members.append(Member(file, self.tar_bytes, len(data)))
-            self._write(data)
-            self._write(bytes(padded(len(data)) - len(data)))
-        self._entries.append(RecordEntry(record.key, metadata_digest(record.metadata), tuple(members)))
+        parts = []
+        for file, data in contents.items():
+            members.append(Member(file, self.tar_bytes + BLOCK_BYTES, len(data)))
+            parts += [
+                header_bytes(names.member_name(key, file), len(data)),
+                data,
+                bytes(padded(len(data)) - len(data)),
+            ]
+            self.tar_bytes += member_bytes(len(data))
+        self._write(parts)
+        metadata = contents.get(names.METADATA_FILE)
+        digest = "" if metadata is None else metadata_digest(metadata)
+        self._entries.append(RecordEntry(key, digest, tuple(members)))
 
     def end(self) -> ShardIndex:
         """Write the end mark; give the index of what the file now holds."""
-        self._write(END_MARK)
+        self._write([END_MARK])
+        self.tar_bytes += len(END_MARK)
         if self._compressing is not None:
             self._compressing.close()  # type: ignore[no-untyped-call]
         return ShardIndex(
             shard=self._shard,
             size_bytes=self._sink.size_bytes,
-            digest=self._sink.hash.hexdigest(),
+            digest=self._sink.hexdigest(),
             tar_bytes=self.tar_bytes,
             records=tuple(self._entries),
         )
 
-    def _write(self, data: bytes) -> None:
-        self.tar_bytes += len(data)
-        (self._compressing or self._sink).write(data)
+    def _write(self, parts: list[bytes]) -> None:
+        if self._compressing is None:
+            self._sink.write_parts(parts)
+        else:
+            self._compressing.write(b"".join(parts))
 
 
 class _HashingSink:
-    """A file that counts and hashes what goes into it."""
+    """A file that counts and hashes what goes into it; hashing is a thread's, beside the writing."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.hash = hashlib.sha256()
+        self._hash = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix=f"{THREAD_NAME}hash")
+        self._waiting: deque[Future[None]] = deque()
         self.size_bytes = 0
 
     def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        self.size_bytes += len(data)
-        return self._file.write(data)
+        self.write_parts([data])
+        return len(data)
+
+    def write_parts(self, parts: list[bytes]) -> None:
+        """Append ``parts``; at most three calls' worth waits to be hashed."""
+        while len(self._waiting) > 2:
+            self._waiting.popleft().result()
+        self._waiting.append(self._hashing.submit(self._update, parts))
+        self._file.writelines(parts)
+        self.size_bytes += sum(map(len, parts))
+
+    def take_up(self, file: BinaryIO) -> None:
+        """Count and hash what ``file`` holds from where it is, without writing it."""
+        while block := file.read(1 << 20):
+            self._hash.update(block)
+            self.size_bytes += len(block)
+
+    def hexdigest(self) -> str:
+        """Give the SHA-256 of everything; nothing can be written after it."""
+        self._hashing.shutdown()
+        while self._waiting:
+            self._waiting.popleft().result()
+        return self._hash.hexdigest()
+
+    def _update(self, parts: list[bytes]) -> None:
+        for part in parts:
+            self._hash.update(part)
 
 
 class ShardWriter:

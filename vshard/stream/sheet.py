@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..base.files import write_file
+from ..base.stores import Place
 from ..records.png import decode_png, encode_png
 from .split import Split, open_split, read_files
 
@@ -18,7 +19,7 @@ HOLE_OPACITY = 0.6
 _CAPTION_PX = 18
 
 
-def write_sheet(root: Path, output: Path, count: int) -> int:
+def write_sheet(root: Place, output: Path, count: int) -> int:
     """Write the sheet of the split at ``root`` as the PNG ``output``; give how many records it shows.
 
     Raises:

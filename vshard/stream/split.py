@@ -1,22 +1,24 @@
 """What a split holds: every record's files as byte ranges, in NumPy arrays.
 
-In: a split folder with tar shards, record folders or both. Out: a frozen :class:`Split`. A record that lies both
-in a shard and in a folder counts once (the shard's copy is read). No Python object is kept per record: a million
-records of 16 frames take about 0.5 GB.
+In: a split folder with tar shards, record folders or both, here or in a store. Out: a frozen :class:`Split`. A record
+that lies both in a shard and in a folder counts once (the shard's copy is read). No Python object is kept per record: a
+million records of 16 frames take about 0.5 GB.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
 
 from ..base.errors import DatasetError, RecordError
-from ..base.stores import list_folder
+from ..base.stores import Place, Remote, facts, list_folder, open_reading, read_file
 from ..records import names
-from ..records.record import list_record_folders, read_plain_file
+from ..records.record import MAX_FILE_BYTES, list_record_folders, read_plain_file
+from ..shards.contents import is_compressed
 from ..shards.index import RecordEntry, load_index
+from ..shards.sources import list_shards
 
 IN_FOLDER = -1
 
@@ -30,8 +32,8 @@ class Split:
     frames first, then as many masks. ``ranges``: (M, 2) int64 offset and length in the shard (0, 0 in a folder).
     """
 
-    root: Path
-    shards: tuple[Path, ...]
+    root: Place
+    shards: tuple[Place, ...]
     keys: np.ndarray
     shard: np.ndarray
     first: np.ndarray
@@ -62,17 +64,17 @@ class Split:
         )
 
 
-def open_split(root: Path) -> Split:
+def open_split(root: Place) -> Split:
     """Find every record in ``root``.
 
     Raises:
         DatasetError: there is no such folder, or not one record in it.
         ShardError: a shard is damaged.
         RecordError: a record folder's name is not allowed.
+        StoreError: its store cannot be reached.
     """
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; {_how_to_make(root)}")
-    shards = tuple(sorted(path for path in root.iterdir() if path.name.endswith(names.SHARD_SUFFIX)))
+    _check_folder(root, _how_to_make(root))
+    shards = tuple(shard for shard in list_shards(root) if not is_compressed(shard.name))
     found: dict[str, tuple[int, np.ndarray]] = {}
     for number, shard in enumerate(shards):
         for entry in load_index(shard).records:
@@ -87,6 +89,11 @@ def open_split(root: Path) -> Split:
             count = sum(names.is_frame_or_mask(entry.name) for entry in list_folder(folder))
             found[folder.name] = (IN_FOLDER, np.zeros((count, 2), np.int64))
     if not found:
+        packed = next((shard for shard in list_shards(root) if is_compressed(shard.name)), None)
+        if packed is not None:
+            raise DatasetError(
+                f"{packed}: is compressed, training reads plain shards; make them: vshard pack {root} -o FOLDER"
+            )
         raise DatasetError(f"{root}: holds no record and no shard; {_how_to_make(root)}")
     keys = sorted(found)
     counts = [len(found[key][1]) for key in keys]
@@ -100,7 +107,7 @@ def open_split(root: Path) -> Split:
     )
 
 
-def open_dataset(root: Path) -> tuple[Split, Split, int]:
+def open_dataset(root: Place) -> tuple[Split, Split, int]:
     """Open ``root/train`` and ``root/eval``; records of both count for ``eval`` only.
 
     Returns:
@@ -109,8 +116,7 @@ def open_dataset(root: Path) -> tuple[Split, Split, int]:
     Raises:
         DatasetError: a split is missing or empty, or nothing is left to train on.
     """
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; give the folder that holds train/ and eval/")
+    _check_folder(root, "give the folder that holds train/ and eval/")
     evaluation = open_split(root / "eval")
     everything = open_split(root / "train")
     train = everything.without(evaluation.keys)
@@ -136,24 +142,54 @@ def read_files(split: Split, record: int, wanted: list[tuple[int, str]]) -> list
     key = str(split.keys[record])
     first, count = int(split.first[record]), split.frame_count(record)
     shard = int(split.shard[record])
-    found = []
+    files = [names.frame_file(frame) if kind == "C" else names.mask_file(frame) for frame, kind in wanted]
+    if shard == IN_FOLDER:
+        places = [split.root / key / file for file in files]
+        return [(str(place), _read_file(place)) for place in places]
+    place = split.shards[shard]
+    rows = [first + frame + (count if kind == "M" else 0) for frame, kind in wanted]
+    named = [f"{place}:{names.member_name(key, file)}" for file in files]
+    return list(zip(named, _read_ranges(place, split.ranges[rows]), strict=True))
+
+
+def _read_file(place: Place) -> bytes:
+    if isinstance(place, Remote):
+        return read_file(place, MAX_FILE_BYTES)
     try:
-        if shard == IN_FOLDER:
-            for frame, kind in wanted:
-                path = split.root / key / (names.frame_file(frame) if kind == "C" else names.mask_file(frame))
-                found.append((str(path), read_plain_file(path)))
-            return found
-        path = split.shards[shard]
-        with path.open("rb", buffering=0) as opened:
-            for frame, kind in wanted:
-                offset, length = split.ranges[first + frame + (count if kind == "M" else 0)].tolist()
-                opened.seek(offset)
-                found.append((f"{path}:{key}.{frame:04d}_{kind}.png", opened.read(length)))
+        return read_plain_file(place)
     except OSError as error:
-        raise RecordError(
-            f"{split.root}/{key}: cannot be read ({error.strerror}); check the dataset"
-        ) from error
-    return found
+        raise RecordError(f"{place}: cannot be read ({error.strerror}); check the dataset") from error
+
+
+def _read_ranges(place: Place, ranges: np.ndarray) -> list[bytes]:
+    """Read (n, 2) offsets and lengths of a shard; in a store with one request for all that lies between them."""
+    if isinstance(place, Remote):
+        start, stop = int(ranges[:, 0].min()), int(ranges.sum(axis=1).max())
+        data = _read_span(place, start, stop)
+        return [data[offset - start : offset - start + length] for offset, length in ranges.tolist()]
+    try:
+        with place.open("rb", buffering=0) as opened:
+            found = []
+            for offset, length in ranges.tolist():
+                opened.seek(offset)
+                found.append(opened.read(length))
+            return found
+    except OSError as error:
+        raise RecordError(f"{place}: cannot be read ({error.strerror}); check the dataset") from error
+
+
+# A sample asks twice, for masks and for colour frames of the same record.
+@lru_cache(maxsize=2)
+def _read_span(place: Remote, start: int, stop: int) -> bytes:
+    with open_reading(place) as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def _check_folder(root: Place, advice: str) -> None:
+    entry = facts(root)
+    if entry is None or not entry.is_folder:
+        raise DatasetError(f"{root}: no such folder; {advice}")
 
 
 def _ranges(entry: RecordEntry) -> np.ndarray:
@@ -164,7 +200,7 @@ def _ranges(entry: RecordEntry) -> np.ndarray:
     return np.array([places[file] for file in files], np.int64).reshape(-1, 2)
 
 
-def _how_to_make(split: Path) -> str:
+def _how_to_make(split: Place) -> str:
     if split.name == "eval":
         return (
             "training needs train/ and eval/: make it from a video that is not in train/ "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import OptionError
+from ..base.stores import Place
 
 DEFAULT_ARCH = "small"
 WORKERS_MAX = 8
@@ -22,7 +23,7 @@ class TrainOptions:
     epoch draws ``num_samples // 12`` samples. ``num_workers`` None: one less than the processors, at most 8.
     """
 
-    data_dir: Path
+    data_dir: Place
     model_dir: Path
     video: bool = False
     arch: str | None = None
