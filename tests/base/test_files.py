@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from vshard.base import files
 from vshard.base.errors import OutputError
 from vshard.base.files import fingerprint, make_folder, part_of, write_file, write_folder
+from vshard.base.stores import writing_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -67,3 +70,22 @@ def test_fingerprint_tells_contents_apart(tmp_path: Path) -> None:
     assert fingerprint(path) != first
     path.write_bytes(b"")
     assert len(fingerprint(path)) == 16
+
+
+def test_a_large_file_that_the_disk_refuses_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(handle: int) -> None:
+        asked.append(handle)
+        if len(asked) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with pytest.raises(OutputError, match="Input/output error"), writing_whole(tmp_path / "large.tar") as file:
+        for _ in range(10):
+            file.write(bytes(100_000))
+    assert list(tmp_path.iterdir()) == []
+    assert asked

@@ -10,19 +10,29 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .ahead import THREAD_NAME
 from .errors import OutputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PART_SUFFIX = ".part"
 # A content fingerprint reads this many blocks of this size, evenly spread over the file: enough to tell
 # two videos apart, and quick on a 50 GB file on a slow disk.
 FINGERPRINT_BLOCKS = 16
 FINGERPRINT_BLOCK_BYTES = 1 << 16
+
+# Large files go to the disk in steps of this size.
+SYNC_BYTES = 1 << 25
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again (train: with --resume)",
@@ -94,6 +104,38 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class SteadyFile(io.FileIO):
+    """A new file whose bytes go to the disk while it grows: there is little left to wait for when it is finished."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{THREAD_NAME}sync")
+        self._syncing: Future[None] | None = None
+        self._unsynced_bytes = 0
+
+    def write(self, data: Buffer, /) -> int:
+        written = super().write(data)
+        self._unsynced_bytes += written
+        if self._unsynced_bytes >= SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._check_synced()
+            self._syncing = self._pool.submit(os.fsync, self.fileno())
+            self._unsynced_bytes = 0
+        return written
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        try:
+            self._check_synced()
+        finally:
+            super().close()
+
+    def _check_synced(self) -> None:
+        # The system tells a failure once: who asks again hears that all is well.
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()
 
 
 def finish_file(path: Path) -> None:

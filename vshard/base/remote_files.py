@@ -96,14 +96,13 @@ class RemoteFile(io.RawIOBase):
         if self._ahead is not None and self._ahead[0] == os.getpid() and self._ahead[1] == position:
             _, _, stop, coming = self._ahead
             self._ahead = None
-            self._block, self._block_start = b"", position
-            self._block = result_of(coming)
+            block = result_of(coming)
         else:
             self._drop_ahead()
             length = BLOCK_BYTES if reads_on else min(max(wanted, SMALL_BYTES), BLOCK_BYTES)
             stop = min(position + length, self.size_bytes)
-            self._block, self._block_start = b"", position
-            self._block = ask(self._place, lambda store: self._fetch(store, position, stop))
+            block = ask(self._place, lambda store: self._fetch(store, position, stop))
+        self._block_start, self._block = position, block
         if stop < self.size_bytes and (reads_on or position + wanted > stop):
             end = min(stop + BLOCK_BYTES, self.size_bytes)
             coming = submit(self._place, lambda store: self._fetch(store, stop, end))
@@ -136,12 +135,13 @@ class _S3Parts:
     def send(self, part: bytearray) -> None:
         if "UploadId" not in self._object:
             self.begin()
-        sent = self._ask("upload_part", body=part, PartNumber=len(self._etags) + 1)
+        # Of bytes botocore makes a file; a bytearray aiohttp would send in one go that holds up all other requests.
+        sent = self._ask("upload_part", Body=bytes(part), PartNumber=len(self._etags) + 1)
         self._etags.append(sent["ETag"])
 
     def finish(self, rest: bytearray) -> None:
         if not self._etags:
-            self._ask("put_object", body=rest)
+            self._ask("put_object", Body=bytes(rest))
             return
         if rest:
             self.send(rest)
@@ -152,7 +152,6 @@ class _S3Parts:
             # The answer to an earlier try was lost; its work was not.
             if ask(self._place, lambda store: store.look(self._place)).stamp != self._stamp():
                 raise
-        del self._object["UploadId"]
 
     def abort(self) -> None:
         if "UploadId" in self._object:
@@ -163,11 +162,9 @@ class _S3Parts:
         digests = b"".join(bytes.fromhex(etag.strip('"')) for etag in self._etags)
         return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._etags)}"
 
-    def _ask(self, what: str, body: bytearray | None = None, **more: Any) -> dict[str, Any]:
+    def _ask(self, what: str, **more: Any) -> dict[str, Any]:
         def step(store: Store) -> Awaitable[dict[str, Any]]:
-            # A file, for aiohttp sends plain bytes in one go that holds up everything else; a new one for each try.
-            content = {} if body is None else {"Body": io.BytesIO(body)}
-            request: Awaitable[dict[str, Any]] = store.fs._call_s3(what, **self._object, **more, **content)
+            request: Awaitable[dict[str, Any]] = store.fs._call_s3(what, **self._object, **more)
             return request
 
         return ask(self._place, step)

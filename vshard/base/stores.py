@@ -11,8 +11,11 @@ from __future__ import annotations
 import errno
 import fnmatch
 import glob
+import io
 import math
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -58,8 +61,8 @@ def list_folder(place: Place) -> list[Entry]:
     """
     if isinstance(place, Remote):
         return sorted(ask(place, lambda store: store.entries(place)), key=lambda entry: entry.name)
-    with _reading(place):
-        found = [_local_facts(path) for path in sorted(place.iterdir(), key=lambda path: path.name)]
+    with _reading(place), os.scandir(place) as inside:
+        found = [_local_facts(item) for item in sorted(inside, key=lambda item: item.name)]
     return [entry for entry in found if entry is not None]
 
 
@@ -126,7 +129,7 @@ def writing_whole(place: Place) -> Iterator[BinaryIO]:
     with files.writing(path):
         if path.exists() and not path.is_file():
             raise IsADirectoryError(errno.EISDIR, "not a plain file")
-        file = part.open("wb")
+        file = io.BufferedWriter(files.SteadyFile(part))
     try:
         with file:
             yield file
@@ -250,12 +253,12 @@ def _named(folder: Remote, pattern: str, only_folders: bool) -> list[Remote]:
     ]
 
 
-def _local_facts(path: Path) -> Entry | None:
+def _local_facts(path: Path | os.DirEntry[str]) -> Entry | None:
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    is_folder = path.is_dir()
+    is_folder = stat.S_ISDIR(found.st_mode)
     return Entry(path.name, is_folder, 0 if is_folder else found.st_size, str(found.st_mtime_ns))
 
 
