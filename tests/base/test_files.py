@@ -84,7 +84,10 @@ def test_a_large_file_that_the_disk_refuses_is_not_kept(
 
     monkeypatch.setattr(files, "SYNC_BYTES", 1000)
     monkeypatch.setattr(files.os, "fsync", refuse)
-    with pytest.raises(OutputError, match="Input/output error"), writing_whole(tmp_path / "large.tar") as file:
+    with (
+        pytest.raises(OutputError, match="Input/output error"),
+        writing_whole(tmp_path / "large.tar") as file,
+    ):
         for _ in range(10):
             file.write(bytes(100_000))
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +28,15 @@ MAX_ZSTD_RATIO, ZSTD_RATIO_FROM_BYTES = 200, 1 << 26
 _ZSTD_WINDOW_BYTES = 1 << 27
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _HASHED_BYTES = 1 << 20
+# A frame to be skipped, longer than any block; as a block or a frame's beginning its bytes are not valid.
+_FENCE = struct.pack("<II", 0x184D2A50, 1 << 18) + b"\xff" * (1 << 18)
 
 
 class StoredFile(NamedTuple):
-    """One file of a record and where its bytes start in the tar."""
+    """One file of a record: its bytes start at ``offset`` of the tar, its headers at ``start``."""
 
     file: str
+    start: int
     offset: int
     data: bytes
 
@@ -73,6 +77,20 @@ class _Stored:
         return data
 
 
+class _Fenced:
+    """A compressed file with a fence behind it: frames that are whole skip it, one that is cut off trips over it.
+
+    Without it a file whose last checksum is cut off reads like a whole one.
+    """
+
+    def __init__(self, stored: _Stored) -> None:
+        self._stored = stored
+        self._fence = io.BytesIO(_FENCE)
+
+    def read(self, size: int, /) -> bytes:
+        return self._stored.read(size) or self._fence.read(size)
+
+
 class ShardFile:
     """An open shard, read forwards: its tar's bytes, and at the end the size and digest of the file itself."""
 
@@ -83,7 +101,8 @@ class ShardFile:
         self._position = 0
         if compressed:
             unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-            self._inflating = unpacker.stream_reader(cast(BinaryIO, self._stored), read_across_frames=True)
+            fenced = cast(BinaryIO, _Fenced(self._stored))
+            self._inflating = unpacker.stream_reader(fenced, read_across_frames=True)
 
     def read(self, size: int, /) -> bytes:
         """Read up to ``size`` bytes of the tar.
@@ -166,36 +185,52 @@ def read_records(
         file: at its beginning.
         where: what to call it in an error.
         stop: end at this byte in place of an end mark.
-        on_damage: as in :func:`read_members`; members that are no record's files are told to it and left out.
+        on_damage: as in :func:`read_members`; members that are no record's files, and the first GiB of a record
+            that has more, are told to it and left out; a record that comes twice on end is given twice.
 
     Raises:
-        ShardError: a member is no file of a record, a record has more than 1 GiB or a file twice, or as in
-            :func:`read_members`.
+        ShardError: a member is no file of a record, a record has more than 1 GiB, or as in :func:`read_members`; what
+            is compressed is damaged.
     """
+
+    def tell(problem: str, advice: str) -> None:
+        if on_damage is None:
+            raise ShardError(f"{where}: {problem}; {advice}")
+        on_damage(problem)
+
     gathered: list[TarMember] = []
     gathered_key = ""
+    gathered_names: set[str] = set()
     gathered_bytes = 0
-    for member in read_members(file, where, stop=stop, on_damage=on_damage):
-        parts = names.split_member(member.name)
-        if parts is None:
-            problem = (
-                f"member {member.name[:100]!a} is no record's file (wanted KEY.json, KEY.0000_C.png, "
-                "KEY.0000_M.png)"
-            )
-            if on_damage is None:
-                raise ShardError(f"{where}: {problem}; pack the records again")
-            on_damage(problem)
-            continue
-        if parts[0] != gathered_key and gathered:
+    try:
+        for member in read_members(file, where, stop=stop, on_damage=on_damage):
+            parts = names.split_member(member.name)
+            if parts is None:
+                tell(
+                    f"member {member.name[:100]!a} is no record's file (wanted KEY.json, KEY.0000_C.png, "
+                    "KEY.0000_M.png)",
+                    "pack the records again",
+                )
+                continue
+            again = on_damage is not None and member.name in gathered_names
+            if gathered and (parts[0] != gathered_key or again):
+                yield gather(gathered_key, gathered)
+                gathered, gathered_names, gathered_bytes = [], set(), 0
+            gathered_key = parts[0]
+            gathered_names.add(member.name)
+            gathered.append(member)
+            gathered_bytes += len(member.data)
+            if gathered_bytes > MAX_RECORD_BYTES:
+                tell(
+                    f"record {gathered_key} has more than {MAX_RECORD_BYTES} bytes",
+                    "it is no record",
+                )
+                gathered, gathered_names, gathered_bytes = [], set(), 0
+    except ShardError:
+        # What is compressed is damaged: what came before may be whole.
+        if on_damage is not None and gathered:
             yield gather(gathered_key, gathered)
-            gathered, gathered_bytes = [], 0
-        gathered_key = parts[0]
-        gathered.append(member)
-        gathered_bytes += len(member.data)
-        if gathered_bytes > MAX_RECORD_BYTES:
-            raise ShardError(
-                f"{where}: record {gathered_key} has more than {MAX_RECORD_BYTES} bytes; it is no record"
-            )
+        raise
     if gathered:
         yield gather(gathered_key, gathered)
 
@@ -203,7 +238,7 @@ def read_records(
 def gather(key: str, members: list[TarMember]) -> StoredRecord:
     """Make a record of the members that lie together."""
     stored = tuple(
-        StoredFile(file, member.offset, member.data)
+        StoredFile(file, member.start, member.offset, member.data)
         for member in members
         for _, file in [names.split_member(member.name) or ("", "")]
     )

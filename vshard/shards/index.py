@@ -143,7 +143,7 @@ def write_index(shard: Place, index: ShardIndex) -> None:
 def entry_of(stored: StoredRecord) -> RecordEntry:
     """Give the index entry of a record that was read from a shard."""
     metadata = stored.contents.get(names.METADATA_FILE)
-    members = tuple(Member(file, offset, len(data)) for file, offset, data in stored.files)
+    members = tuple(Member(file.file, file.offset, len(file.data)) for file in stored.files)
     return RecordEntry(stored.key, "" if metadata is None else metadata_digest(metadata), members)
 
 

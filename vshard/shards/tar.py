@@ -7,6 +7,7 @@ tar may hold are refused. Written: POSIX ustar headers with fixed times, owners 
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
@@ -16,6 +17,7 @@ from ..records.record import MAX_FILE_BYTES
 
 BLOCK_BYTES = 512
 END_MARK = bytes(2 * BLOCK_BYTES)
+_CHECKSUM = slice(148, 156)
 # Other writers pad a tar to their blocking factor; GNU tar's default is 10 kB.
 MAX_TAIL_BYTES = 1 << 20
 MAX_EXTENSION_BYTES = 1 << 16
@@ -57,11 +59,15 @@ class Readable(Protocol):
 
 
 class _DamageError(Exception):
-    """What is wrong at some place of a tar, in words that follow the file's name; ``skip`` bytes belong to it."""
+    """What is wrong at some place of a tar, in words that follow the file's name.
 
-    def __init__(self, problem: str, skip: int = 0) -> None:
+    ``skip`` bytes belong to it; ``member`` is whole nonetheless.
+    """
+
+    def __init__(self, problem: str, skip: int = 0, member: TarMember | None = None) -> None:
         super().__init__(problem)
         self.skip = skip
+        self.member = member
 
 
 def padded(size: int) -> int:
@@ -97,7 +103,7 @@ def read_members(
     Raises:
         ShardError: the tar is damaged, cut off, or has a member that is no plain file of at most 256 MiB.
     """
-    source = _Source(file, first)
+    source = Source(file, first)
     lost = False
     while stop is None or source.position < stop:
         try:
@@ -107,7 +113,9 @@ def read_members(
                 raise ShardError(f"{where}: {damage}; {_ADVICE}") from damage
             on_damage(str(damage))
             source.skip(damage.skip)
-            lost = True
+            lost = damage.member is None
+            if damage.member is not None:
+                yield damage.member
             continue
         if member is None:
             return
@@ -115,19 +123,19 @@ def read_members(
         yield member
 
 
-def _next_member(source: _Source, lost: bool) -> TarMember | None:
+def _next_member(source: Source, lost: bool) -> TarMember | None:
     """Read up to the next plain file; None at the end. ``lost``: what comes first need not be a header."""
     start = source.position
-    name = size = None
+    name = size = problem = None
     while True:
         place = source.position
         block = source.take(BLOCK_BYTES)
-        if not block and lost:
+        if not block and (lost or source.past_end):
             return None
         if len(block) < BLOCK_BYTES:
             raise _DamageError(f"is cut off (no end mark after {place + len(block)} bytes)")
         if block == END_MARK[:BLOCK_BYTES]:
-            if lost:
+            if lost or source.past_end:
                 start = source.position
                 continue
             if name is not None or size is not None:
@@ -141,6 +149,8 @@ def _next_member(source: _Source, lost: bool) -> TarMember | None:
                 start = source.position
                 continue
             raise _DamageError(f"has a damaged header at byte {place}") from error
+        if block[_CHECKSUM] not in _checksums(info.chksum):
+            problem = f"has a damaged header at byte {place}"
         lost = False
         if info.type in _PAX:
             fields = _pax_fields(source.extension(info.size))
@@ -170,21 +180,32 @@ def _next_member(source: _Source, lost: bool) -> TarMember | None:
     data = source.take(padded(size))
     if len(data) < padded(size):
         raise _DamageError(f"is cut off inside {_short(name)} (after {source.position} bytes)")
+    member = TarMember(name, start, offset, data[:size])
     if data[size:].strip(b"\0"):
-        raise _DamageError(f"has something else than zeros behind {_short(name)}")
-    return TarMember(name, start, offset, data[:size])
+        problem = f"has something else than zeros behind {_short(name)}"
+    if problem is not None:
+        raise _DamageError(problem, member=member)
+    return member
 
 
-class _Source:
+class Source:
     """A file read forwards, knowing where it is."""
 
     def __init__(self, file: Readable, position: int) -> None:
         self._file = file
+        self._given_back = io.BytesIO()
         self.position = position
+        self.past_end = False
+
+    def go_on_past_end(self, tail: bytes) -> None:
+        """Read ``tail``, the last that was taken, once more; zeros are no end mark from here on."""
+        self._given_back = io.BytesIO(tail)
+        self.position -= len(tail)
+        self.past_end = True
 
     def take(self, size: int) -> bytes:
         """Read ``size`` bytes; fewer only at the end."""
-        data = self._file.read(size)
+        data = self._given_back.read(size) or self._file.read(size)
         while 0 < len(data) < size and (more := self._file.read(size - len(data))):
             data += more
         self.position += len(data)
@@ -208,12 +229,18 @@ class _Source:
         return data[:size]
 
 
-def _check_end(source: _Source) -> None:
+def _checksums(value: int) -> tuple[bytes, ...]:
+    """Give how writers of today put a header's checksum; a byte of one of these that is flipped gives none of them."""
+    return b"%06o\0 " % value, b"%06o \0" % value, b"%07o\0" % value
+
+
+def _check_end(source: Source) -> None:
     """Check that behind the first block of the end mark there are only zeros, the second one and not too many."""
     tail = source.take(MAX_TAIL_BYTES + 1)
     if len(tail) < BLOCK_BYTES:
         raise _DamageError(f"is cut off inside its end mark (after {source.position} bytes)")
     if tail.strip(b"\0"):
+        source.go_on_past_end(tail)
         raise _DamageError("has data behind its end mark (two tars in one?)")
     if len(tail) > MAX_TAIL_BYTES:
         raise _DamageError(f"has more than {MAX_TAIL_BYTES} zeros behind its end mark")
