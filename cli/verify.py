@@ -137,7 +137,10 @@ def _damage(found: Verified) -> str:
         total = sum(finding.form == form for finding in found.findings)
         damaged = sum(finding.form == form for finding in found.damaged)
         said += [f"{damaged} of {counted(total, name)}"] if damaged else []
-    return f"{found.damaged_records} of {counted(found.records, 'record')} damaged, in {' and '.join(said)}"
+    where = " and ".join(said)
+    if not found.damaged_records:
+        return f"damage in {where}; all {counted(found.records, 'record')} are whole"
+    return f"{found.damaged_records} of {counted(found.records, 'record')} damaged, in {where}"
 
 
 def _facts(found: Verified, mended: Iterable[Mended]) -> dict[str, Any]:
