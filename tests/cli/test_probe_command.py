@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import moving_frames, write_video
+from filming import moving_frames, write_video
 from PIL import Image
 from vshard_cli.main import run
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from conftest import moving_frames
+from filming import moving_frames
 
 from vshard.clips.decode import Trust, decode_frames
 from vshard.clips.plan import Sequence

@@ -8,7 +8,7 @@ import av
 import av.filter
 import numpy as np
 import pytest
-from conftest import moving_frames, write_video
+from filming import moving_frames, write_video
 
 from vshard.clips.colour import to_rgb
 from vshard.clips.decode import decode_frames

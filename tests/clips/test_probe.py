@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import moving_frames, write_video
+from filming import moving_frames, write_video
 
 from vshard.base.errors import VideoError
 from vshard.clips.decode import decode_frames

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import moving_frames, write_video
+from filming import moving_frames, write_video
 from making import Listening, save_mask_network
 from tiny_networks import save_networks
 
