@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import stat
 from dataclasses import dataclass
@@ -182,12 +183,16 @@ def read_plain_file(path: Path) -> bytes:
         RecordError: it is not.
         OSError: it cannot be read.
     """
-    facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
+    # Asked of the open file, which nobody can exchange meanwhile; a pipe would keep a plain open waiting.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
+        os.close(handle)
         raise RecordError(
             f"{path}: is no plain file of at most {MAX_FILE_BYTES} bytes; remove it or the record"
         )
-    return path.read_bytes()
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123  (a handle, not a path)
+        return file.readall()
 
 
 def write_record(split: Place, record: Record) -> None:
