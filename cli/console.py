@@ -26,12 +26,14 @@ class Console:
         self._what = self._unit = ""
         self._total: int | None = None
         self._started = self._logged = 0.0
+        self._told = -1
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self.finish()
         self._what, self._unit = what, unit
         self._total = total
         self._started = self._logged = time.monotonic()
+        self._told = -1
         if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
             self.say(f"{what}: {self._amount(total)}")
             return
@@ -60,8 +62,9 @@ class Console:
             self._bar.update(self._task, completed=done, figures=figures)
             return
         now = time.monotonic()
-        if now - self._logged >= LOG_EVERY_SECONDS or done == self._total:
-            self._logged = now
+        ended = done == self._total and done != self._told
+        if now - self._logged >= LOG_EVERY_SECONDS or ended:
+            self._logged, self._told = now, done
             left = ""
             if self._total is not None and 0 < done < self._total:
                 left = f", {_clock((now - self._started) / done * (self._total - done))} left"

@@ -68,7 +68,8 @@ def command(places: tuple[str, ...], mend: bool, jobs: int, allow_pipe: bool, as
     if not as_json:
         moved = sum(len(done.records) for done in mended)
         click.echo(
-            f"{_contents(found)}: no damage" + (f"; {counted(moved, 'record')} moved aside" if moved else "")
+            f"{_contents(found)}: no damage"
+            + (f"; {counted(moved, 'record')} had been damaged or lost" if moved else "")
         )
 
 
@@ -117,7 +118,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _mended_line(done: Mended) -> str:
-    count = f"{counted(len(done.records), 'record')} taken out" if done.records else ""
+    count = (
+        f"{counted(len(done.records), 'record')} no longer in it"
+        if done.records and done.did != "moved"
+        else ""
+    )
     moved = f"what was damaged is in {done.moved}" if done.moved is not None else ""
     return f"{done.place}: " + "; ".join(filter(None, (done.did, count, moved)))
 

@@ -67,12 +67,12 @@ def test_damage_is_told_with_its_place_and_mended(data: Path, capsys: pytest.Cap
     assert run(["verify", "--repair", "data"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "data/eval/eval_000001: moved; 1 record taken out; what was damaged is in "
+        "data/eval/eval_000001: moved; what was damaged is in "
         "data/eval/.vshard/damaged/eval_000001",
-        "data/train/train-000000.tar: written anew with 1 record; 1 record taken out; what was damaged is in "
+        "data/train/train-000000.tar: written anew with 1 record; 1 record no longer in it; what was damaged is in "
         "data/train/.vshard/damaged/train-000000.tar",
     ]
-    assert lines[-1] == "4 shards, 10 records, 40 pictures: no damage; 2 records moved aside"
+    assert lines[-1] == "4 shards, 10 records, 40 pictures: no damage; 2 records had been damaged or lost"
     assert run(["verify", "data"]) == 0
 
 
