@@ -135,7 +135,7 @@ def test_packing_again_changes_nothing_and_other_records_are_refused(folders: Pa
     with pytest.raises(OutputError, match="is there already"):
         pack_all(folders, out, shard_bytes=100 * SHARD_BYTES)
     assert tree(out) == before
-    assert [path.name for path in (out / ".vshard").rglob("*")] == ["pack-train.lock"]
+    assert [path.name for path in (out / ".vshard").rglob("*")] == ["pack.lock"]
 
 
 def test_a_damaged_record_stops_packing_and_leaves_nothing(folders: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_damaged_record_stops_packing_and_leaves_nothing(folders: Path, tmp_pa
     with pytest.raises(RecordError, match="a_000004"):
         pack_all(folders, tmp_path / "shards")
     left = [path.name for path in (tmp_path / "shards").rglob("*")]
-    assert sorted(left) == [".vshard", "pack-train.lock"]
+    assert sorted(left) == [".vshard", "pack.lock"]
 
 
 def test_what_cannot_be_packed(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_two_packs_at_once_are_refused(
     real = module.read_folder
 
     def meanwhile(folder: Path) -> Record:
-        with pytest.raises(OutputError, match="another vshard is packing train now"):
+        with pytest.raises(OutputError, match="another vshard is packing into this folder now"):
             pack_all(folders, tmp_path / "shards")
         return real(folder)
 

@@ -235,7 +235,7 @@ def test_a_stopped_pack_is_finished_by_the_same_command(
     packed(tmp_path / "out", folders, shard_records=2)
     assert tree(tmp_path / "out") == whole
     assert len(made) == len(set(made)) == len(whole) // 2
-    assert [path.name for path in (tmp_path / "out" / ".vshard").rglob("*")] == ["pack-train.lock"]
+    assert [path.name for path in (tmp_path / "out" / ".vshard").rglob("*")] == ["pack.lock"]
 
 
 def test_a_stopped_pack_begins_anew_when_a_source_has_changed(

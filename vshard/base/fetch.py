@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ def local_copy(place: Place, report: Report) -> Iterator[Path]:
         yield place
         return
     with tempfile.TemporaryDirectory(prefix="vshard-") as folder:
-        target = Path(folder) / (place.name or "file")
+        # A web address may spell a slash: what it names lies in this folder all the same.
+        target = Path(folder) / (re.sub(r"[/\\:\0]", "_", place.name).strip(".") or "file")
         there = facts(place)
         report.start(f"fetching {place.name}", there.size_bytes if there else None, "bytes")
         with writing(target):

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -69,6 +70,32 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def make_own_folder(path: Path) -> Path:
+    """Create a folder that only vshard uses; return ``path``.
+
+    Raises:
+        OutputError: it cannot be made, or is a link: what is in somebody else's folder is not ours to replace.
+    """
+    with writing(path):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "is a link to another folder; remove the link")
+    return make_folder(path)
+
+
+def open_plain(path: Path) -> io.FileIO:
+    """Open a plain file for reading; a pipe or device is refused without waiting for it.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    # Asked of the open file, which nobody can exchange meanwhile; a pipe would keep a plain open waiting.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return io.FileIO(handle, "rb")
+
+
 def check_folder(path: Path) -> None:
     """Check, without creating anything, that nothing but a folder is at ``path`` or above it.
 
@@ -110,7 +137,9 @@ class SteadyFile(io.FileIO):
     """A new file whose bytes go to the disk while it grows: there is little left to wait for when it is finished."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "wb")
+        # Whatever is there is left by a crash, or a link that leads elsewhere: it is not written through.
+        path.unlink(missing_ok=True)
+        super().__init__(path, "xb")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{THREAD_NAME}sync")
         self._syncing: Future[None] | None = None
         self._unsynced_bytes = 0
@@ -153,6 +182,7 @@ def write_file(path: Path, data: bytes) -> None:
         if path.exists() and not path.is_file():
             raise IsADirectoryError(errno.EISDIR, "not a plain file")
         try:
+            part_of(path).unlink(missing_ok=True)
             part_of(path).write_bytes(data)
             finish_file(path)
         except OSError:
@@ -169,8 +199,9 @@ def write_folder(path: Path, files: dict[str, bytes], *, scratch: Path) -> None:
     part = scratch / (path.name + PART_SUFFIX)
     with writing(path):
         try:
+            make_own_folder(scratch)
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            part.mkdir()
             for name, data in files.items():
                 (part / name).write_bytes(data)
             for name in files:

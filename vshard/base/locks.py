@@ -18,7 +18,8 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     Raises:
         OutputError: another process holds it (``what`` says what it is doing), or it cannot be made.
     """
-    lock = FileLock(path)
+    # Whichever thread takes it, another may let go of it.
+    lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -91,7 +91,7 @@ def open_reading(place: Place) -> BinaryIO:
     if isinstance(place, Remote):
         return cast(BinaryIO, RemoteFile(place))
     with _reading(place):
-        return place.open("rb")
+        return io.BufferedReader(files.open_plain(place))
 
 
 def read_file(place: Place, most_bytes: int) -> bytes:

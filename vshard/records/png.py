@@ -187,6 +187,8 @@ def _parse(data: bytes, name: str) -> tuple[_Header, list[memoryview]]:
         (crc,) = struct.unpack_from(">I", data, end - 4)
         if isal_zlib.crc32(view[position + 4 : end - 4]) != crc:
             raise RecordError(f"{name}: damaged (wrong checksum in its {kind!r} chunk); fetch it again")
+        if (kind == b"IHDR") != (position == len(SIGNATURE)):
+            raise RecordError(f"{name}: damaged (a second header); make or fetch the record again")
         if kind == b"IDAT":
             body.append(view[position + 8 : end - 4])
         if kind == b"IEND":
@@ -222,5 +224,5 @@ def _decode_general(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             mode = "L" if image.mode in ("1", "L", "I;16", "I") else "RGB"
             return np.array(image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # damaged files make Pillow raise a dozen kinds
         raise RecordError(f"{name}: damaged ({error}); make or fetch the record again") from error

@@ -6,17 +6,18 @@ On disk it is a folder ``{key}/`` with ``0000_C.png, 0000_M.png, …, meta.json`
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base import files
 from ..base.errors import RecordError, StoreError
+from ..base.files import open_plain
 from ..base.stores import Place, facts, list_folder, read_file, write_whole
 from . import names
 from .png import check_png, png_size
@@ -183,16 +184,14 @@ def read_plain_file(path: Path) -> bytes:
         RecordError: it is not.
         OSError: it cannot be read.
     """
-    # Asked of the open file, which nobody can exchange meanwhile; a pipe would keep a plain open waiting.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
-        os.close(handle)
-        raise RecordError(
-            f"{path}: is no plain file of at most {MAX_FILE_BYTES} bytes; remove it or the record"
-        )
-    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123  (a handle, not a path)
-        return file.readall()
+    try:
+        with open_plain(path) as file:
+            if os.fstat(file.fileno()).st_size <= MAX_FILE_BYTES:
+                return file.readall()
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EISDIR):
+            raise
+    raise RecordError(f"{path}: is no plain file of at most {MAX_FILE_BYTES} bytes; remove it or the record")
 
 
 def write_record(split: Place, record: Record) -> None:
@@ -239,7 +238,7 @@ def remove_record(split: Path, key: str) -> None:
     """Remove ``split/{key}/`` so that a reader sees it whole or not at all."""
     scratch = split / names.STATE_FOLDER / (key + files.PART_SUFFIX)
     with files.writing(split / key):
+        files.make_own_folder(scratch.parent)
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.parent.mkdir(parents=True, exist_ok=True)
         (split / key).rename(scratch)
         shutil.rmtree(scratch)

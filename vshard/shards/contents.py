@@ -22,7 +22,7 @@ from ..records import names
 from .tar import Readable, TarMember, read_members
 
 # Far above any real record (a long one of large pictures has some hundred MB): bounds memory.
-MAX_RECORD_BYTES = 1 << 30
+MAX_RECORD_BYTES, MAX_RECORD_FILES = 1 << 30, 10_000
 # A shard holds pictures, which hardly shrink; beyond this it is a bomb.
 MAX_ZSTD_RATIO, ZSTD_RATIO_FROM_BYTES = 200, 1 << 26
 _ZSTD_WINDOW_BYTES = 1 << 27
@@ -220,9 +220,9 @@ def read_records(
             gathered_names.add(member.name)
             gathered.append(member)
             gathered_bytes += len(member.data)
-            if gathered_bytes > MAX_RECORD_BYTES:
+            if gathered_bytes > MAX_RECORD_BYTES or len(gathered) > MAX_RECORD_FILES:
                 tell(
-                    f"record {gathered_key} has more than {MAX_RECORD_BYTES} bytes",
+                    f"record {gathered_key} has more than {MAX_RECORD_BYTES} bytes or {MAX_RECORD_FILES} files",
                     "it is no record",
                 )
                 gathered, gathered_names, gathered_bytes = [], set(), 0

@@ -12,18 +12,29 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import BinaryIO
 
 from ..base.errors import ShardError
 from ..base.stores import Place, facts, read_file, write_whole
 from ..records import names
 from ..records.record import MAX_FILE_BYTES, metadata_digest
-from .contents import MAX_RECORD_BYTES, StoredRecord, gather, open_shard, read_records
-from .tar import BLOCK_BYTES, padded, read_members
+from .contents import (
+    MAX_RECORD_BYTES,
+    MAX_ZSTD_RATIO,
+    ZSTD_RATIO_FROM_BYTES,
+    StoredRecord,
+    gather,
+    is_compressed,
+    open_shard,
+    read_records,
+)
+from .tar import BLOCK_BYTES, END_MARK, padded, read_members
 
 SCHEMA = "vshard.index/2"
 MAX_INDEX_BYTES = 1 << 28
+# Others' tars have an extended header before a member, and their end filled up to 20 blocks.
+MAX_GAP_BYTES = 3 * BLOCK_BYTES
+MAX_TAIL_GAP_BYTES = 22 * BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -250,20 +261,31 @@ def is_whole(record: RecordEntry) -> bool:
 
 
 def index_possible(index: ShardIndex) -> bool:
-    """Tell whether an index is possible: whole records, each once, every file inside the shard and no two overlap."""
+    """Tell whether an index is possible: whole records, each once, that fill the shard but for headers.
+
+    One that leaves room for a record it does not name is not believed: what it hides would be lost.
+    """
     places = sorted((m.offset, m.length) for record in index.records for m in record.members)
-    apart = all(a[0] + a[1] <= b[0] for a, b in pairwise(places))
+    ends = [0, *(offset + padded(length) for offset, length in places)]
+    gaps = [offset - BLOCK_BYTES - end for (offset, _), end in zip(places, ends, strict=False)]
+    tail = index.tar_bytes - ends[-1]
     once = len({record.key.lower() for record in index.records}) == len(index.records)
     return (
-        apart
+        all(0 <= gap <= MAX_GAP_BYTES for gap in gaps)
+        and len(END_MARK) <= tail <= MAX_TAIL_GAP_BYTES
+        and index.tar_bytes <= _tar_bytes_most(index)
         and once
         and all(map(is_whole, index.records))
         and all(
             names.split_member(names.member_name(record.key, member.file)) is not None
-            and member.offset >= 0
             and 0 <= member.length <= MAX_FILE_BYTES
-            and member.offset + member.length <= index.tar_bytes
             for record in index.records
             for member in record.members
         )
     )
+
+
+def _tar_bytes_most(index: ShardIndex) -> int:
+    if is_compressed(index.shard):
+        return max(index.size_bytes * MAX_ZSTD_RATIO, ZSTD_RATIO_FROM_BYTES)
+    return index.size_bytes

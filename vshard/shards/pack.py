@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from ..base.ahead import map_ahead
 from ..base.errors import DatasetError, OptionError, OutputError, RecordError, ShardError
-from ..base.files import check_folder, make_folder
+from ..base.files import check_folder, make_folder, make_own_folder
 from ..base.jobs import Meter, run_jobs
 from ..base.locks import only_one
 from ..base.report import Report
@@ -88,7 +88,7 @@ def _pack(records: list[SourceRecord], options: PackOptions, report: Report) -> 
     if not resumed:
         _remove_work(options)
         if options.overwrite:
-            _remove_series(options)
+            _remove_series(records, options)
     _check_free(shards, records, options)
     total = sum(record.shard_bytes for record in records)
     try:
@@ -259,19 +259,33 @@ def _remove_work(options: PackOptions) -> None:
         remove(_note_place(options))
 
 
-def _remove_series(options: PackOptions) -> None:
-    """Remove every shard of this name with its index."""
+def _remove_series(records: Sequence[SourceRecord], options: PackOptions) -> None:
+    """Remove every shard of this name with its index.
+
+    Raises:
+        OutputError: a source is among them.
+    """
+    output = _real(options.output)
+    for origin in {record.origin for record in records}:
+        if names.shard_stem(origin.name) == options.name and _real(origin.parent) == output:
+            raise OutputError(
+                f"{origin}: is packed itself, and --overwrite would remove it first; choose another -o or --name"
+            )
     for entry in list_folder(options.output) if facts(options.output) is not None else ():
         if names.shard_stem(entry.name.removesuffix(names.INDEX_SUFFIX)) == options.name:
             remove(options.output / entry.name)
 
 
+def _real(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place
+
+
 @contextmanager
 def _alone(options: PackOptions) -> Iterator[None]:
-    """Keep a second local pack of the same name out; a store has no locks."""
+    """Keep a second local pack into the same folder out; a store has no locks."""
     state = _state_place(options)
     lock = (
-        only_one(make_folder(state) / f"pack-{options.name}.lock", f"packing {options.name}")
+        only_one(make_own_folder(state) / "pack.lock", "packing into this folder")
         if isinstance(state, Path)
         else nullcontext()
     )

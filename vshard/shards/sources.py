@@ -36,10 +36,12 @@ DERIVED_BYTES_MOST = 512
 class SourceRecord:
     """One record and where it is: its folder, or its entry in a shard.
 
-    ``shard_bytes`` is what it takes in a shard. ``stamp`` changes when its files may have changed.
+    ``shard_bytes`` is what it takes in a shard. ``stamp`` changes when its files may have changed. ``origin`` is the
+    folder or shard that the user named; ``place`` may be a copy.
     """
 
     key: str
+    origin: Place
     place: Place
     entry: RecordEntry | None
     shard_bytes: int
@@ -132,7 +134,9 @@ def fingerprint_of(records: Iterable[SourceRecord]) -> str:
     """Give a digest that changes when a record, its files' sizes or their stamps change."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.key} {record.shard_bytes} {record.stamp}\n".encode())
+        digest.update(
+            f"{record.key} {record.shard_bytes} {record.stamp}\n".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()
 
 
@@ -170,7 +174,7 @@ def _in_folder(folder: Place, odd: list[Place]) -> SourceRecord:
     if not any(entry.name == names.METADATA_FILE for entry in ours):
         sizes.append(DERIVED_BYTES_MOST)
     stamp = " ".join(f"{entry.name} {entry.size_bytes} {entry.stamp}" for entry in ours)
-    return SourceRecord(folder.name, folder, None, sum(map(member_bytes, sizes)), stamp)
+    return SourceRecord(folder.name, folder, folder, None, sum(map(member_bytes, sizes)), stamp)
 
 
 def _in_shard(shard: Place, there: Entry, scratch: Path) -> list[SourceRecord]:
@@ -181,13 +185,16 @@ def _in_shard(shard: Place, there: Entry, scratch: Path) -> list[SourceRecord]:
         if not entry.metadata_digest:
             sizes.append(DERIVED_BYTES_MOST)
         stamp = f"{there.size_bytes} {there.stamp}"
-        records.append(SourceRecord(entry.key, place, entry, sum(map(member_bytes, sizes)), stamp))
+        records.append(SourceRecord(entry.key, shard, place, entry, sum(map(member_bytes, sizes)), stamp))
     return records
 
 
 def unpacked(shard: Place, scratch: Path) -> Path:
     """Write the tar inside a compressed shard to a file in ``scratch``, for reading it in any order."""
-    target = scratch / f"{hashlib.sha256(str(shard).encode()).hexdigest()[:16]}{names.SHARD_SUFFIX}"
+    target = (
+        scratch
+        / f"{hashlib.sha256(str(shard).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}{names.SHARD_SUFFIX}"
+    )
     with writing(target), open_shard(shard) as packed, target.open("wb") as file:
         while block := packed.read(1 << 20):
             file.write(block)

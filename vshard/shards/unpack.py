@@ -6,18 +6,24 @@ must be the same, so a rerun of a stopped command makes what is missing.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from ..base.ahead import THREAD_NAME
 from ..base.errors import DatasetError, RecordError, ShardError
+from ..base.files import make_own_folder
 from ..base.jobs import Meter, run_jobs
+from ..base.locks import only_one
 from ..base.pipes import Pipe
 from ..base.report import Report
 from ..base.stores import Place, facts, make_place, open_reading
+from ..records import names
 from ..records.record import Record, from_files, write_record
 from .contents import StoredRecord, is_compressed, open_shard, read_records
 from .index import index_possible, read_entry, read_index, whole_records
@@ -50,9 +56,13 @@ def unpack(options: UnpackOptions, report: Report) -> int:
     """
     total = total_bytes(options.shards)
     report.start("unpacking", total, "bytes")
-    counts = run_jobs(
-        lambda shard, meter: _unpack_shard(shard, options, meter), options.shards, options.jobs, report
-    )
+    with _Output(options.output) as output:
+        counts = run_jobs(
+            lambda shard, meter: _unpack_shard(shard, options.only, output, meter),
+            options.shards,
+            options.jobs,
+            report,
+        )
     report.finish()
     if options.only is not None and not sum(counts):
         raise DatasetError(
@@ -73,19 +83,17 @@ def read_stored(stored: StoredRecord, where: str) -> Record:
         raise ShardError(str(error)) from error
 
 
-def _unpack_shard(shard: Place | Pipe, options: UnpackOptions, meter: Meter) -> int:
+def _unpack_shard(shard: Place | Pipe, only: str | None, output: _Output, meter: Meter) -> int:
     """Write a shard's records, several at a time: each waits for the disk, or its store."""
     count = told_bytes = 0
     writing: deque[tuple[Future[None], int]] = deque()
     with ThreadPoolExecutor(WRITERS, thread_name_prefix=f"{THREAD_NAME}write") as pool:
-        for stored, read_bytes in _wanted(shard, options.only):
-            if not count:
-                make_place(options.output)
+        for stored, read_bytes in _wanted(shard, only):
             size = stored.stop - stored.start
             while writing and sum(held for _, held in writing) + size > WAITING_BYTES:
                 writing.popleft()[0].result()
             record = read_stored(stored, str(shard))
-            writing.append((pool.submit(write_record, options.output, record), size))
+            writing.append((pool.submit(output.write, record), size))
             count += 1
             meter.add(read_bytes - told_bytes)
             told_bytes = read_bytes
@@ -115,6 +123,42 @@ def _wanted(shard: Place | Pipe, only: str | None) -> Iterator[tuple[StoredRecor
             f"{shard}: its bytes are not those that its index was made of, though every picture is whole; see what "
             f"is wrong with: vshard verify {shard}"
         )
+
+
+class _Output:
+    """The folder that records go to, made with the first one, and kept to this process if it is local.
+
+    Where two shards hold a record of one name, the second waits and is compared with the first.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._held = ExitStack()
+        self._made = False
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def write(self, record: Record) -> None:
+        """Write a record; see :func:`write_record`."""
+        with self._lock:
+            if not self._made:
+                self._make()
+            key_lock = self._locks.setdefault(record.key.lower(), threading.Lock())
+        with key_lock:
+            write_record(self._place, record)
+
+    def _make(self) -> None:
+        make_place(self._place)
+        if isinstance(self._place, Path):
+            state = make_own_folder(self._place / names.STATE_FOLDER)
+            self._held.enter_context(only_one(state / "unpack.lock", "unpacking into this folder"))
+        self._made = True
 
 
 def total_bytes(shards: Sequence[Place | Pipe]) -> int | None:
