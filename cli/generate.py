@@ -145,6 +145,10 @@ def command(
         raise click.UsageError("give one video file, as the argument or with --dataset-dir")
     from vshard.base.stores import Remote, parse_place
 
+    if isinstance(output, Remote) and format_ == "dirs":
+        raise click.UsageError(
+            "--format dirs: a store gets shards only; leave it out, or give a local folder to -o"
+        )
     source = parse_place(video or dataset_dir or "")
     options = GenerateOptions(
         video=str(source),

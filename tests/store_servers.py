@@ -63,6 +63,9 @@ class Fault:
     piece_bytes: int = PIECE_BYTES
     ignore_range: bool = False  # answer 200 with everything
     etag: str = ""  # name another version of the file
+    goes_on: bool = False  # announce no length, and send up to 64 MiB after the body
+    encoding: str = ""  # announce this Content-Encoding
+    page: bytes = b""  # list a folder with this page
 
 
 @dataclass
@@ -129,7 +132,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def give(self, status: int, body: bytes, headers: dict[str, str], fault: Fault) -> None:
         self.send_response_only(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        lengths = {"Connection": "close"} if fault.goes_on else {"Content-Length": str(len(body))}
+        encodings = {"Content-Encoding": fault.encoding} if fault.encoding else {}
+        for name, value in {**lengths, **encodings, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -139,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
             for start in range(0, stop, fault.piece_bytes):
                 time.sleep(fault.pause_seconds)
                 self.wfile.write(body[start : min(start + fault.piece_bytes, stop)])
+            for _ in range(64 if fault.goes_on else 0):
+                self.wfile.write(bytes(1 << 20))
         if fault.cut_after is not None:
             self.hang_up(fault.reset)
 
@@ -184,7 +191,9 @@ class _WebHandler(Handler):
             names = ["../", *sorted(item.name + "/" * item.is_dir() for item in path.iterdir())]
             links = [f'<a href="{html.escape(quote(name))}">{html.escape(name)}</a>' for name in names]
             page = "<html><body>" + "\n".join(['<a href="?C=N;O=D">Name</a>', *links]) + "</body></html>"
-            return self.give(200, page.encode(), {"Content-Type": "text/html; charset=utf-8"}, fault)
+            return self.give(
+                200, fault.page or page.encode(), {"Content-Type": "text/html; charset=utf-8"}, fault
+            )
         if not path.is_file():
             return self.give(404, b"nothing here", {}, fault)
         data = path.read_bytes()

@@ -39,6 +39,7 @@ def test_a_url_is_told_from_a_path(text: str, place: Place) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("", "empty path; write . for this folder"),
         ("pipe:cat x", "--allow-pipe"),
         ("ftp://h/x", "s3://"),
         ("zip://a.zip::s3://b/x", "s3://"),

@@ -95,6 +95,36 @@ def test_a_web_folder_is_listed(web: tuple[Path, Remote, Faults]) -> None:
     assert all(path.endswith("?sig=x") for _, path, _ in faults.asked)
 
 
+def test_a_hostile_page_is_left(web: tuple[Path, Remote, Faults]) -> None:
+    root, place, faults = web
+    (root / "d").mkdir()
+
+    def refusal(**fault: object) -> str:
+        faults.coming.clear()
+        faults.add(**fault)
+        with pytest.raises(StoreError, match="/d: ") as error:
+            list_folder(place / "d")
+        assert faults.coming[0].times == 0
+        return one_line(error)
+
+    assert "page that lists its files has over 16 MiB" in refusal(match="/d/", goes_on=True)
+    assert "compressed (Content-Encoding: gzip)" in refusal(match="/d/", encoding="gzip", page=b"x")
+    assert "over 100000 links" in refusal(match="/d/", page=b"<a href='a/'>" * 100_001)
+    for page in (
+        b"<a " * 500_000,
+        b"<a href=" * 200_000,
+        b"<a href='?" * 150_000,
+        b"<a " + b" href" * 300_000,
+    ):
+        faults.coming.clear()
+        faults.add(match="/d/", page=page)
+        before = time.monotonic()
+        assert list_folder(place / "d") == []
+        assert time.monotonic() - before < 2
+    faults.add(match="/d/", page=b"<A class='x'\nHREF = 'sub/' ><a x><a href='b&amp;c/'>" + b"<a " * 1000)
+    assert [entry.name for entry in list_folder(place / "d")] == ["b&c", "sub"]
+
+
 def test_web_patterns_are_braces(web: tuple[Path, Remote, Faults]) -> None:
     _, place, faults = web
     assert expand(f"{place}/a-{{1,0}}.tar?x={{1}}") == [Remote(f"{place}/a-{n}.tar?x={{1}}") for n in "01"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
+import shlex
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -15,7 +18,9 @@ from store_folders import FOREVER, MIB, PART, Shelf, noise, one_line
 from store_servers import Faults, S3Bucket, quick_tries
 
 from vshard.base import remote, remote_files
-from vshard.base.errors import StoreError
+from vshard.base.errors import ShardError, StoreError
+from vshard.base.pipes import Pipe, open_pipe
+from vshard.base.stopping import StoppedError
 from vshard.base.stores import Remote, facts, open_reading, read_file, writing_whole
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -125,6 +130,96 @@ def test_a_server_without_ranges_is_found_out_early(web: tuple[Path, Remote, Fau
             file.read()
     (root / "empty").touch()
     assert read_file(place / "empty", 0) == b""
+
+
+def test_an_answer_that_goes_on_is_left(web: tuple[Path, Remote, Faults]) -> None:
+    root, place, faults = web
+    (root / "a").write_bytes(noise(1000))
+    for ask, asked in ((lambda: facts(place / "a"), 1), (lambda: file.read(), 1000)):
+        with open_reading(place / "a") as file:
+            faults.add(goes_on=True)
+            with pytest.raises(StoreError, match=f"sent more than the {asked} bytes asked for") as error:
+                ask()
+            one_line(error)
+            assert faults.coming[-1].times == 0
+    assert read_file(place / "a", 1000) == noise(1000)
+
+
+def test_a_compressed_answer_is_refused(web: tuple[Path, Remote, Faults]) -> None:
+    root, place, faults = web
+    (root / "a").write_bytes(gzip.compress(bytes(10**6)))
+    faults.add(encoding="gzip", times=FOREVER)
+    with pytest.raises(StoreError, match=r"compressed \(Content-Encoding: gzip\); download") as error:
+        open_reading(place / "a")
+    one_line(error)
+    found = facts(place / "a")
+    assert found is not None and found.size_bytes == len((root / "a").read_bytes())
+    faults.coming.clear()
+    with open_reading(place / "a") as file:
+        faults.add(encoding="gzip")
+        with pytest.raises(StoreError, match="Content-Encoding: gzip"):
+            file.read()
+
+
+def test_an_endless_redirect_is_told(web: tuple[Path, Remote, Faults]) -> None:
+    _, place, faults = web
+    faults.add(status=302, times=FOREVER)
+    with pytest.raises(StoreError, match="/a: the server redirects without end; check the address"):
+        facts(place / "a")
+
+
+def python_pipe(code: str) -> Pipe:
+    return Pipe(f"{shlex.quote(sys.executable)} -Sc {shlex.quote(code)}")
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="the commands are written for a POSIX shell")
+
+
+@posix
+@pytest.mark.parametrize(("command", "code"), [("false", 1), ("no-such-program-here 2>&-", 127)])
+def test_a_failed_command_is_told_and_not_what_it_left(command: str, code: int) -> None:
+    with (
+        pytest.raises(StoreError, match=rf"the command failed \(exit code {code}\)") as error,
+        open_pipe(Pipe(command)) as file,
+    ):
+        raise ShardError(f"is cut off after {len(file.read())} bytes")
+    one_line(error)
+    assert "cut off after 0 bytes" in str(error.value.__cause__)
+
+
+@posix
+@pytest.mark.parametrize(
+    "code", ["while True: print('x' * 9999)", "import time; time.sleep(60)", "print('xxx')"]
+)
+def test_a_command_that_is_ended_here_did_not_fail(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vshard.base.pipes._END_SECONDS", 0.3)
+    with (
+        pytest.raises(ShardError, match="not a shard"),
+        open_pipe(python_pipe(code)) as raw,
+        io.BufferedReader(raw) as file,  # closes it before the error is seen
+    ):
+        assert "sleep" in code or file.read(3) == b"xxx"
+        raise ShardError("not a shard")
+
+
+@posix
+def test_a_stop_is_told_though_it_ends_the_command_too() -> None:
+    with pytest.raises(StoppedError), open_pipe(Pipe("exit 130")) as file:
+        file.read()
+        raise StoppedError("stopped")
+
+
+@posix
+def test_what_follows_the_end_of_an_archive_is_no_failure() -> None:
+    with open_pipe(Pipe("yes")) as file:  # writes on, and is ended
+        assert file.read(2) == b"y\n"
+    with open_pipe(Pipe("head -c 300000 /dev/zero")) as file:
+        assert file.read(2) == bytes(2)
+    with (
+        pytest.raises(StoreError, match="exit code 3"),
+        open_pipe(Pipe("head -c 300000 /dev/zero; exit 3")) as file,
+    ):
+        file.read(2)
 
 
 def test_no_message_holds_a_signature(web: tuple[Path, Remote, Faults]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .ahead import THREAD_NAME
-from .errors import OutputError
+from .errors import OutputError, VshardError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -53,7 +53,7 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the block into an :class:`OutputError` that names ``path``."""
     try:
         yield
-    except OutputError:
+    except VshardError:
         raise
     except OSError as error:
         reason = _ADVICE.get(error.errno or 0, error.strerror or str(error))

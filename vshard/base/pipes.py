@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
-from .errors import OptionError, StoreError
+from .errors import OptionError, StoreError, VshardError
+from .stopping import StoppedError
 
 PIPE_PREFIX = "pipe:"
+# What is read after the end of an archive: padding. A command that writes more is ended by us.
+_REST_BYTES = 1 << 20
+# How long a command may take to end after what it wrote was found bad.
+_END_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,19 +47,31 @@ def open_pipe(pipe: Pipe) -> Iterator[BinaryIO]:
     """Run the command and read what it writes.
 
     Raises:
-        StoreError: the command fails.
+        StoreError: the command fails; also in place of an error of the block when it failed by itself.
     """
     # The user's own line, with the shell it was written for.
     process = subprocess.Popen(pipe.command, shell=True, stdout=subprocess.PIPE)  # noqa: S602
     assert process.stdout is not None
     whole = False
     try:
-        yield cast(BinaryIO, process.stdout)
-        whole = True
+        # The block may close its file, but not the pipe: that would make a good command fail.
+        yield os.fdopen(process.stdout.fileno(), "rb", closefd=False)
+        whole = len(process.stdout.read(_REST_BYTES)) < _REST_BYTES
+    except StoppedError:
+        raise
+    except VshardError as error:
+        with suppress(subprocess.TimeoutExpired):
+            if code := process.wait(_END_SECONDS):
+                raise _failed(pipe, code) from error
+        raise
     finally:
         process.stdout.close()
         if not whole:
             process.terminate()
         code = process.wait()
-    if code:
-        raise StoreError(f"{str(pipe)[:80]}: the command failed (exit code {code}); run it alone to see why")
+    if whole and code:
+        raise _failed(pipe, code)
+
+
+def _failed(pipe: Pipe, code: int) -> StoreError:
+    return StoreError(f"{str(pipe)[:80]}: the command failed (exit code {code}); run it alone to see why")

@@ -89,8 +89,10 @@ def parse_place(text: str) -> Place:
     """Tell a URL from a local path.
 
     Raises:
-        OptionError: the scheme is not one of ours, or the URL names no bucket or server.
+        OptionError: nothing is named, the scheme is not one of ours, or the URL names no bucket or server.
     """
+    if not text:
+        raise OptionError("empty path; write . for this folder")
     if text.startswith("pipe:"):
         raise OptionError(
             "pipe: runs a command, which only the commands with --allow-pipe take; name a file, or write ./pipe:…"

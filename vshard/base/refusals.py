@@ -54,6 +54,8 @@ def told(place: Remote, error: Exception, passing: tuple[type[BaseException], ..
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         return StoreError(f"{place}: no credentials found; {advice}")
+    if kind == "TooManyRedirects":
+        return StoreError(f"{place}: the server redirects without end; check the address")
     if isinstance(error, CutError):
         return StoreError(f"{place}: {text}{often}; run the same command again")
     if status == 416:
@@ -76,4 +78,16 @@ def no_ranges(place: Remote) -> StoreError:
     """Make the error for a web server that only sends whole files."""
     return StoreError(
         f"{place}: the server sends files only as a whole (it ignores Range); download the file first"
+    )
+
+
+def too_long(place: Remote, length: int) -> StoreError:
+    """Make the error for an answer that goes on after its end."""
+    return StoreError(f"{place}: the store sent more than the {length} bytes asked for; use another store")
+
+
+def compressed(place: Remote, encoding: str) -> StoreError:
+    """Make the error for a web server that packs what it sends, though asked not to."""
+    return StoreError(
+        f"{place}: the server sends it compressed (Content-Encoding: {encoding[:20]}); download the file first"
     )

@@ -22,12 +22,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
 
 from .errors import StoreError
 from .places import Entry, Remote
-from .refusals import CutError, changed, may_pass, no_ranges, told
+from .refusals import CutError, changed, compressed, may_pass, no_ranges, told, too_long
 
 Result = TypeVar("Result")
 
@@ -43,7 +44,11 @@ ASKED_AT_ONCE = 16
 _PIECE_BYTES = 1 << 20
 # A wait without an end cannot be interrupted from the keyboard on Windows.
 _LOOK_SECONDS = 0.2
-_HREF = re.compile(r"""<a\s[^>]*?href\s*=\s*["']([^"']+)["']""", re.IGNORECASE)
+# A page that lists a web folder is not believed beyond these.
+MOST_PAGE_BYTES = 16 << 20
+MOST_LINKS = 100_000
+# No "<" in a tag: without this, a page of nothing but "<a " takes time that grows with its square.
+_HREF = re.compile(r"""<a\s[^<>]*?href\s*=\s*["']([^"']+)["']""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class _S3(Store):
         answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, Range=asked)
         try:
             size_bytes = _whole_size(answer.get("ContentRange"), start)
-            data = await _take(answer["Body"].read, stop - start)
+            data = await _take(place, answer["Body"].read, stop - start)
         finally:
             answer["Body"].close()
         return Answer(data, size_bytes, _stamp(answer))
@@ -162,8 +167,11 @@ class _Web(Store):
         from fsspec.implementations.http import HTTPFileSystem
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
+        # Nothing is unpacked: a small answer could become any number of bytes.
         self.fs = HTTPFileSystem(
-            skip_instance_cache=True, use_listings_cache=False, client_kwargs={"timeout": timeout}
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            client_kwargs={"timeout": timeout, "auto_decompress": False},
         )
         self.passing = (
             aiohttp.ClientConnectionError,
@@ -192,7 +200,7 @@ class _Web(Store):
         # Not HEAD: signed addresses are signed for GET. A folder's address ends in a slash, added by a redirect.
         async with self._ask(place.url, Range="bytes=0-0") as answer:
             if answer.status == 206:
-                await answer.read()  # one byte; left there, it would cost the connection
+                await _take(place, answer.content.read, 1)  # left there, it would cost the connection
             is_folder = answer.url.path.endswith("/")
             ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
             length = answer.headers.get("Content-Length", "") if answer.status == 200 else ranged
@@ -202,6 +210,8 @@ class _Web(Store):
                 )
             if to_read and answer.status == 200 and length != "0" and not is_folder:
                 raise no_ranges(place)
+            if to_read and not is_folder:
+                _check_plain(place, answer.headers)
             return Entry(place.name, is_folder, 0 if is_folder else int(length), _stamp(answer.headers))
 
     async def entries(self, place: Remote) -> list[Entry]:
@@ -211,8 +221,18 @@ class _Web(Store):
                 raise NotADirectoryError(
                     f"the server sends {answer.content_type}, not a page that lists files"
                 )
-            page, folder = await answer.text(errors="replace"), str(answer.url.with_query(None))
-        links = {urljoin(folder, html.unescape(link)) for link in _HREF.findall(page)}
+            _check_plain(place, answer.headers)
+            page, folder = bytearray(), str(answer.url.with_query(None))
+            await _fill(page, answer.content.read, MOST_PAGE_BYTES)
+            if len(page) > MOST_PAGE_BYTES:
+                raise StoreError(
+                    f"{place}: the page that lists its files has over {MOST_PAGE_BYTES >> 20} MiB; name the files"
+                )
+        # Always UTF-8, as links are for servers: a page's own charset may be one that takes hours to read.
+        found = list(islice(_HREF.finditer(page.decode(errors="replace")), MOST_LINKS + 1))
+        if len(found) > MOST_LINKS:
+            raise StoreError(f"{place}: its page has over {MOST_LINKS} links; name the files")
+        links = {urljoin(folder, html.unescape(link[1])) for link in found}
         # Parents, other sites and the links that sort a listing drop out.
         ends = {link.removeprefix(folder) for link in links if link.startswith(folder)}
         names = {unquote(end) for end in ends if not re.search("[?#]", end)}
@@ -234,8 +254,9 @@ class _Web(Store):
             stamp = _stamp(answer.headers)
             if answer.status == 416:
                 raise changed(place)
+            _check_plain(place, answer.headers)
             size_bytes = _whole_size(answer.headers.get("Content-Range"), start)
-            return Answer(await _take(answer.content.read, stop - start), size_bytes, stamp)
+            return Answer(await _take(place, answer.content.read, stop - start), size_bytes, stamp)
 
 
 # Which package each scheme needs, what connects to it, and what begins the names of the settings it reads.
@@ -342,14 +363,26 @@ def _whole_size(content_range: str | None, start: int) -> int:
     return int(found[2])
 
 
-async def _take(read: Callable[[int], Awaitable[bytes]], length: int) -> bytes:
+def _check_plain(place: Remote, headers: Mapping[str, str]) -> None:
+    encoding = headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise compressed(place, encoding)
+
+
+async def _fill(data: bytearray, read: Callable[[int], Awaitable[bytes]], most: int) -> None:
+    """Add an answer's body to ``data``, to its end or to one byte more than ``most``."""
+    while len(data) <= most and (piece := await read(min(most + 1 - len(data), _PIECE_BYTES))):
+        data += piece
+
+
+async def _take(place: Remote, read: Callable[[int], Awaitable[bytes]], length: int) -> bytes:
     data = bytearray()
     try:
-        while len(data) < length:
-            piece = await read(min(length - len(data), _PIECE_BYTES))
-            if not piece:
-                raise EOFError
-            data += piece
+        await _fill(data, read, length)
+        if len(data) < length:
+            raise EOFError
     except Exception as error:
         raise CutError(f"sent {len(data)} of {length} bytes") from error
+    if len(data) > length:
+        raise too_long(place, length)
     return bytes(data)

@@ -48,6 +48,11 @@ class SourceRecord:
     stamp: str
 
 
+def is_index(name: str) -> bool:
+    """Tell whether a file is a shard's index; a pattern of shards names it along."""
+    return name.endswith(names.INDEX_SUFFIX) and names.is_shard(name.removesuffix(names.INDEX_SUFFIX))
+
+
 def list_shards(folder: Place) -> list[Place]:
     """Give the shards that lie directly in ``folder``, sorted by name, compressed ones too."""
     return [
@@ -64,7 +69,7 @@ def find_shards(texts: Iterable[str]) -> list[Place]:
         ShardError: one is not there, or is neither a shard nor a folder that holds some.
     """
     found: list[Place] = []
-    for place in (place for text in texts for place in expand(text)):
+    for place in (place for text in texts for place in expand(text) if not is_index(place.name)):
         entry = facts(place)
         if entry is None:
             raise ShardError(f"{place}: no such file; check the path")
@@ -95,7 +100,8 @@ def find_records(texts: Iterable[str], scratch: Path, report: Report) -> list[So
     """
     found: dict[str, SourceRecord] = {}
     odd: list[Place] = []
-    for place in dict.fromkeys(place for text in texts for place in expand(text)):
+    named = (place for text in texts for place in expand(text) if not is_index(place.name))
+    for place in dict.fromkeys(named):
         for record in _records_at(place, scratch, report, odd):
             other = found.setdefault(record.key, record)
             if other is not record and read_source(other).files() != read_source(record).files():
