@@ -53,6 +53,8 @@ def command(places: tuple[str, ...], sources: bool, as_json: bool, only: str | N
 
 def _records(records: Sequence[Listed]) -> list[list[str]]:
     """Give the table of records: a row of headings, then a row a record."""
+    from vshard.shards.videos import printable
+
     several = len({record.place for record in records}) > 1
     rows = [["KEY", "FORM", "VIDEO", "FRAMES", "PICTURE", "SIZE", "MASK PX", "MASK"]]
     for record in records:
@@ -66,7 +68,7 @@ def _records(records: Sequence[Listed]) -> list[list[str]]:
                 [
                     record.key,
                     form,
-                    _plain(facts.source) or _NONE,
+                    printable(facts.source) or _NONE,
                     str(facts.frames),
                     f"{facts.width}x{facts.height}",
                     size_text(record.size_bytes),
@@ -81,19 +83,21 @@ def _records(records: Sequence[Listed]) -> list[list[str]]:
 
 
 def _videos(videos: Sequence[Video]) -> list[list[str]]:
+    from vshard.shards.videos import printable
+
     rows = [["VIDEO", "HASH", "SPLITS", "RECORDS", "SIZE", "MASK PX", "MASK", "VIEWS"]]
     for video in videos:
         totals = video.totals
         rows.append(
             [
-                _plain(video.name),
+                video.name,
                 "+".join(video.file_hashes) or _NONE,
                 "+".join(sorted(video.splits)),
                 str(totals.records),
                 size_text(totals.size_bytes),
                 _NONE if totals.mask_area_px is None else f"{totals.mask_area_px:.0f}",
                 _NONE if totals.mask_part is None else _part(totals.mask_part),
-                ", ".join(f"{count} {_plain(view)}" for view, count in video.views.items()) or _NONE,
+                ", ".join(f"{count} {printable(view)}" for view, count in video.views.items()) or _NONE,
             ]
         )
     return rows
@@ -120,11 +124,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _part(part: float) -> str:
     return f"{100 * part:.1f} %"
-
-
-def _plain(text: str) -> str:
-    """Leave nothing in a stranger's text that steers a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _facts(listing: Listing, sources: bool) -> dict[str, Any]:

@@ -317,3 +317,13 @@ def test_in_a_store(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         assert there.totals == here.totals
         assert facts_of(listing_of(place / "eval" / "s-*.tar")).keys() == {RECORDS[2].key}
+
+
+@pytest.mark.parametrize(
+    "odd", [{"mask": {"area_px": [10**400, 1]}}, {"height": 10**200}, {"width": -1}, {"height": True}]
+)
+def test_numbers_that_no_picture_has_are_counted_anew(tmp_path: Path, odd: dict[str, Any]) -> None:
+    record = record_of("r_1", 1, **odd)
+    write_record(tmp_path, record)
+    assert facts_of(listing_of(tmp_path)) == {"r_1": Facts(2, 16, 16, counted_px(record))}
+    assert run_command(["ls", str(tmp_path)]) == 0

@@ -7,8 +7,9 @@ what is asked of it. Here or in a store, several at a time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -18,7 +19,7 @@ from ..base.jobs import Meter, run_jobs
 from ..base.report import Report
 from ..base.stores import Entry, Place, expand, facts, list_folder, open_reading, read_file
 from ..records import names
-from ..records.record import MAX_FILE_BYTES, is_record_file, read_plain_file
+from ..records.record import MAX_FILE_BYTES, from_files, is_record_file, read_plain_file
 from .contents import is_compressed, open_shard, read_records
 from .index import Member, RecordEntry, ShardIndex, is_whole, load_index, whole_records
 
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 
 SPLITS = ("train", "eval")
 IN_FOLDER = "folder"
+REPAIR = "set what is damaged or there twice aside with: vshard verify --repair"
 # A store answers several questions at a time, also about one shard.
 _RECORDS_A_JOB = 32
 
@@ -151,6 +153,46 @@ def read_each(
     parts = run_jobs(lambda batch, meter: _read_batch(held, batch, work, meter), batches, jobs, report)
     report.finish()
     return {key: result for part in parts for key, result in part.items()}
+
+
+def check_whole(held: Holdings, keys: Iterable[str], jobs: int, report: Report) -> None:
+    """Read each record of ``keys``, in its folder and in its shard, and check that it is whole.
+
+    Raises:
+        RecordError: one is not.
+        StoreError: a store cannot be reached.
+    """
+    wanted = set(keys)
+    for form in (replace(held, folders={}), replace(held, shards={})):
+        for told in read_digests(form, wanted, jobs, report).values():
+            if isinstance(told, VshardError):
+                raise RecordError(f"{told}; nothing was moved; {REPAIR}") from told
+
+
+def read_digests(
+    held: Holdings, keys: Iterable[str], jobs: int, report: Report
+) -> dict[str, str | VshardError]:
+    """Read each record whole: its :func:`digest_of`, or why it is none, by key.
+
+    Raises:
+        StoreError: a store cannot be reached.
+    """
+
+    def work(copy: Copy) -> str:
+        contents = {name: copy.read(name) for name in copy.files}
+        from_files(copy.key, contents, copy.where)
+        return digest_of(contents)
+
+    return read_each(held, keys, work, jobs, report)
+
+
+def digest_of(contents: Mapping[str, bytes]) -> str:
+    """Give the SHA-256 of a record's files, whatever their order."""
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(f"{name} {len(contents[name])}\n".encode())
+        digest.update(contents[name])
+    return digest.hexdigest()
 
 
 def _parts(entries: Sequence[RecordEntry], size: int) -> list[tuple[RecordEntry, ...]]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..base.errors import DatasetError, VshardError
 from ..base.report import Report
 from ..base.stores import Place
 from ..records import names
-from ..records.png import decode_png, png_size
+from ..records.png import MAX_PIXELS, MAX_SIDE_PX, decode_png, png_size
 from ..records.record import parse_metadata
 from .holdings import Copy, find, read_each
 from .videos import Origin, file_hash_of, video_ids, video_names
@@ -131,7 +131,11 @@ def describe(copy: Copy) -> Facts:
     frames = sum(name.endswith("_C.png") for name in copy.files)
     height, width = _size_px(copy, metadata)
     areas = _inner(metadata, "mask").get("area_px")
-    if not isinstance(areas, list) or len(areas) != frames or not all(map(_is_count, areas)):
+    if (
+        not isinstance(areas, list)
+        or len(areas) != frames
+        or not all(_is_count(area, MAX_PIXELS) for area in areas)
+    ):
         areas = [_area_px(copy, names.mask_file(frame)) for frame in range(frames)]
     view = metadata.get("view")
     origin = origin_of(copy.key, metadata)
@@ -223,7 +227,7 @@ def _totals(records: Sequence[Listed], videos: dict[str, str]) -> Totals:
 
 def _size_px(copy: Copy, metadata: dict[str, Any]) -> tuple[int, int]:
     height, width = metadata.get("height"), metadata.get("width")
-    if isinstance(height, int) and isinstance(width, int):
+    if _is_count(height, MAX_SIDE_PX) and _is_count(width, MAX_SIDE_PX) and height * width > 0:
         return height, width
     first = names.frame_file(0)
     return png_size(copy.read(first), f"{copy.where}/{first}")
@@ -235,8 +239,8 @@ def _area_px(copy: Copy, name: str) -> int:
     return int(np.count_nonzero(mask if mask.ndim == 2 else mask[..., 0]))
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: Any, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _inner(metadata: dict[str, Any], name: str) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 New shards are made first, then the old ones are written without what is in the new ones, then folders move. Each step
 is whole or not at all, so at every moment each record is whole in one of the splits or in both, and doing the plan
 again from its beginning does what is left. In a store a folder is copied file by file before it is removed.
+
+Neither the plan nor an index is believed about what may go: a record leaves a shard when the same bytes were read in
+the other split, and what stays there is what the shard itself holds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import DatasetError, OutputError, ShardError
+from ..base.errors import DatasetError, OutputError, RecordError, ShardError, VshardError
 from ..base.files import sync_folder, writing
 from ..base.jobs import Meter, run_jobs
 from ..base.report import Report
@@ -29,12 +32,12 @@ from ..base.stores import (
     writing_whole,
 )
 from ..records import names
-from ..records.record import MAX_FILE_BYTES
+from ..records.record import MAX_FILE_BYTES, from_files, read_folder
 from .contents import StoredRecord, is_compressed, open_shard, read_records
-from .holdings import Holdings
+from .holdings import REPAIR, Holdings, digest_of, look, read_digests
 from .index import (
     MAX_INDEX_BYTES,
-    RecordEntry,
+    ShardIndex,
     index_place,
     load_index,
     read_entry,
@@ -90,20 +93,19 @@ def plan_move(
     """Plan how ``keys`` move from ``source`` to ``target``; new shards there have at most ``shard_bytes``.
 
     Raises:
-        DatasetError: a record lies in two shards with different contents, or two names differ only by case.
+        DatasetError: a record lies in two shards, two names differ only by case, or a shard's name cannot be printed.
         OutputError: a folder's name is taken, or it cannot be moved because the splits are on different disks.
     """
     moving = set(keys)
     _check_names({*source.forms(), *target.forms()})
-    _check_copies(source, moving)
+    held = _holders(source, moving)
     folders = tuple(key for key in keys if key in source.folders)
     _check_room(folders, source.place, target.place)
-    held = {name: moving & {entry.key for entry in index.records} for name, index in source.shards.items()}
     return Plan(
         choice,
         tuple(keys),
         folders,
-        tuple(name for name, some in held.items() if some),
+        held,
         tuple(_fill(source, moving, _free_stem(target.place), shard_bytes)),
     )
 
@@ -117,20 +119,8 @@ def read_plan(place: Place) -> Plan | None:
     if facts(place) is None:
         return None
     try:
-        content = json.loads(read_file(place, MAX_INDEX_BYTES))
-        if content.pop("schema") != SCHEMA:
-            raise ValueError("unknown schema")
-        made = tuple(NewShard(**shard) for shard in content.pop("made"))
-        plan = Plan(made=made, **{name: _tuple(value) for name, value in content.items()})
-        keys = {*plan.keys, *plan.folders, *(key for shard in made for key in shard.keys)}
-        shards = {*plan.shards, *(name for shard in made for name in (shard.name, *shard.sources))}
-        # Whoever made the dataset may have written it: no name leads out of the splits.
-        if not all(map(names.is_record_key, keys)) or not all(map(_is_shard_here, shards)):
-            raise ValueError("names what is no record and no shard")
-        if {"eval", "by_video", "seed"} != plan.choice.keys():
-            raise ValueError("does not tell its options")
-        return plan
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _parse(json.loads(read_file(place, MAX_INDEX_BYTES)))
+    except (ValueError, RecursionError) as error:
         raise DatasetError(
             f"{place}: is not the plan of a split ({error}); remove this file, no record is lost by it"
         ) from error
@@ -140,7 +130,8 @@ def move(plan: Plan, source: Place, target: Place, report: Report) -> None:
     """Do what is left of ``plan``.
 
     Raises:
-        ShardError: a shard is damaged, or a record is no longer there.
+        RecordError: a record is damaged.
+        ShardError: a shard is damaged, its index is not its own, or a record is no longer there.
         OutputError, StoreError: something cannot be written.
     """
     if isinstance(target, Path):
@@ -148,11 +139,14 @@ def move(plan: Plan, source: Place, target: Place, report: Report) -> None:
     if plan.made:
         report.start(f"writing shards of {target}", sum(shard.size_bytes for shard in plan.made), "bytes")
         run_jobs(lambda shard, meter: _make(shard, source, target, meter), plan.made, AT_ONCE, report)
-    sizes = {name: entry.size_bytes for name in plan.shards if (entry := facts(source / name)) is not None}
-    leaving = frozenset(plan.keys)
-    if sizes:
-        report.start(f"writing shards of {source} anew", sum(sizes.values()), "bytes")
-        run_jobs(lambda name, meter: _take_out(source / name, leaving, meter), sizes, AT_ONCE, report)
+    shards = [load_index(source / name) for name in plan.shards if facts(source / name) is not None]
+    if shards:
+        held = {entry.key for index in shards for entry in index.records}
+        there = _find_copies(target, held & {*plan.keys}, report)
+        report.start(f"writing shards of {source} anew", sum(index.size_bytes for index in shards), "bytes")
+        run_jobs(
+            lambda index, meter: _take_out(source / index.shard, index, there, meter), shards, AT_ONCE, report
+        )
     if plan.folders:
         report.start(f"moving folders of {source}", len(plan.folders), "records")
         run_jobs(
@@ -171,21 +165,21 @@ def _check_names(keys: Collection[str]) -> None:
             raise DatasetError(f"records {folded[key.lower()]} and {key} differ only by case; rename one")
 
 
-def _check_copies(source: Holdings, keys: Collection[str]) -> None:
-    """Check that copies of a record in several shards are the same, as far as their indexes tell."""
-    seen: dict[str, tuple[str, RecordEntry]] = {}
+def _holders(source: Holdings, keys: Collection[str]) -> tuple[str, ...]:
+    """Give the names of the shards that hold any of ``keys``, each of which may be in one only."""
+    found: dict[str, str] = {}
     for name, index in source.shards.items():
-        for entry in index.records:
-            other, first = seen.setdefault(entry.key, (name, entry))
-            same = entry.metadata_digest == first.metadata_digest and _lengths(entry) == _lengths(first)
-            if entry.key in keys and not same:
+        for key in sorted({entry.key for entry in index.records}.intersection(keys)):
+            if key in found:
                 raise DatasetError(
-                    f"{source.place / name}: record {entry.key} is in {other} too, with other contents; keep one"
+                    f"{source.place / name}: record {key} is in {found[key]} too; {REPAIR} {source.place}"
                 )
-
-
-def _lengths(entry: RecordEntry) -> dict[str, int]:
-    return {member.file: member.length for member in entry.members}
+            found[key] = name
+    shards = tuple(dict.fromkeys(name for name in source.shards if name in found.values()))
+    for name in shards:
+        if not _is_shard_here(name):
+            raise DatasetError(f"{source.place}: shard {name!a} has a name that cannot be printed; rename it")
+    return shards
 
 
 def _check_room(folders: Sequence[str], source: Place, target: Place) -> None:
@@ -227,12 +221,58 @@ def _fill(source: Holdings, keys: Collection[str], stem: str, shard_bytes: int) 
         yield NewShard(names.shard_file(stem, number), size, sources)
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _parse(content: Any) -> Plan:
+    """Build a plan of JSON that anybody may have written; a ValueError's text repeats nothing of it."""
+    fields = _object(content, "schema", "choice", "keys", "folders", "shards", "made")
+    choice = _object(fields["choice"], "eval", "by_video", "seed")
+    if fields["schema"] != SCHEMA or not isinstance(fields["made"], list):
+        raise ValueError("unknown schema")
+    if not (_is_whole_number(choice["eval"]) and _is_whole_number(choice["seed"])):
+        raise ValueError("eval and seed are no whole numbers")
+    if not isinstance(choice["by_video"], bool):
+        raise ValueError("by_video is neither true nor false")
+    made = tuple(map(_parse_shard, fields["made"]))
+    keys = _names(fields["keys"], names.is_record_key)
+    folders = _names(fields["folders"], names.is_record_key)
+    into = [key for shard in made for key in shard.keys]
+    _names([shard.name.lower() for shard in made], _is_shard_here)
+    if not {*folders, *_names(into, names.is_record_key)} <= {*keys}:
+        raise ValueError("moves records that are not among its keys")
+    return Plan(choice, keys, folders, _names(fields["shards"], _is_shard_here), made)
+
+
+def _parse_shard(content: Any) -> NewShard:
+    fields = _object(content, "name", "size_bytes", "sources")
+    name, size, sources = fields["name"], fields["size_bytes"], fields["sources"]
+    if not _is_whole_number(size) or not 0 <= size < 1 << 62:
+        raise ValueError("size_bytes is no number of bytes")
+    if not isinstance(sources, dict) or not all(sources.values()):
+        raise ValueError("a new shard has no records")
+    _names([name, *sources], _is_shard_here)
+    return NewShard(name, size, {shard: _names(some, names.is_record_key) for shard, some in sources.items()})
+
+
+def _object(value: Any, *fields: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != {*fields}:
+        raise ValueError(f"wanted is an object of {', '.join(fields)}")
+    return value
+
+
+def _names(value: Any, is_name: Callable[[str], bool]) -> tuple[str, ...]:
+    """Check a list of names: no name may lead out of the splits."""
+    if not isinstance(value, list) or not all(isinstance(name, str) and is_name(name) for name in value):
+        raise ValueError("names what is no record and no shard")
+    if len({*value}) < len(value):
+        raise ValueError("names a record or a shard twice")
+    return tuple(value)
+
+
+def _is_whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_shard_here(name: str) -> bool:
-    return names.is_shard(name) and not {"/", "\\"} & set(name)
+    return names.is_shard(name) and name.isprintable() and not {"/", "\\"} & set(name)
 
 
 def _make(shard: NewShard, source: Place, target: Place, meter: Meter) -> None:
@@ -250,6 +290,10 @@ def _make(shard: NewShard, source: Place, target: Place, meter: Meter) -> None:
         stream = ShardStream(file, place.name)
         for name, keys in shard.sources.items():
             for stored in _picked(source / name, keys):
+                try:
+                    from_files(stored.key, stored.contents, f"{source / name}:{stored.key}")
+                except RecordError as error:
+                    raise RecordError(f"{error}; {REPAIR}") from error
                 stream.add_files(stored.key, stored.contents)
                 meter.add(stored.stop - stored.start)
         index = stream.end()
@@ -277,31 +321,64 @@ def _picked(shard: Place, keys: Sequence[str]) -> Iterator[StoredRecord]:
         )
 
 
-def _take_out(shard: Place, leaving: Collection[str], meter: Meter) -> None:
-    """Write a shard anew under its name without the records ``leaving``; remove it if none is left."""
-    index = load_index(shard)
-    staying = sum(entry.key not in leaving for entry in index.records)
+def _take_out(shard: Place, index: ShardIndex, there: Mapping[str, str | VshardError], meter: Meter) -> None:
+    """Write a shard anew under its name without the records that are ``there``; remove it if none is left."""
+    staying = sum(entry.key not in there for entry in index.records)
     if staying == len(index.records):
         if read_index(shard) != index:
             write_index(shard, index)
         meter.add(index.size_bytes)
         return
-    remove(index_place(shard))
     if not staying:
+        for _ in _staying(shard, index, there, meter):
+            pass
+        remove(index_place(shard))
         remove(shard)
-        meter.add(index.size_bytes)
         return
-    told = 0
     with writing_whole(shard) as file:
         stream = ShardStream(file, shard.name)
-        with open_shard(shard) as opened:
-            for entry, stored in whole_records(read_records(opened, str(shard)), str(shard)):
-                if entry.key not in leaving:
-                    stream.add_files(stored.key, stored.contents)
-                meter.add(opened.stored_bytes - told)
-                told = opened.stored_bytes
+        for stored in _staying(shard, index, there, meter):
+            stream.add_files(stored.key, stored.contents)
         written = stream.end()
+        remove(index_place(shard))
     write_index(shard, written)
+
+
+def _staying(
+    shard: Place, index: ShardIndex, there: Mapping[str, str | VshardError], meter: Meter
+) -> Iterator[StoredRecord]:
+    """Read a shard through; give the records that are not ``there``.
+
+    Raises:
+        ShardError: one that is there is another one or damaged, or, at the end, the shard holds other records than its
+            index says.
+    """
+    found = []
+    told = 0
+    with open_shard(shard) as opened:
+        for entry, stored in whole_records(read_records(opened, str(shard)), str(shard)):
+            found.append(entry)
+            copy = there.get(stored.key)
+            if copy is None:
+                yield stored
+            elif copy != digest_of(stored.contents):
+                problem = copy if isinstance(copy, VshardError) else "it is not the same there"
+                raise ShardError(
+                    f"{shard}: record {stored.key} stays, as it is not whole in the other split ({problem}); {REPAIR}"
+                )
+            meter.add(opened.stored_bytes - told)
+            told = opened.stored_bytes
+    if tuple(found) != index.records:
+        raise ShardError(
+            f"{shard}: holds {len(found)} records, other than the {len(index.records)} of its index; nothing was taken "
+            f"out of it; build the index again with: vshard index --force {shard}"
+        )
+
+
+def _find_copies(target: Place, keys: Collection[str], report: Report) -> dict[str, str | VshardError]:
+    """Read ``keys`` where they went: a digest of each record, or what is wrong with it."""
+    missing = {key: RecordError(f"{target}: holds no record {key}") for key in keys}
+    return {**missing, **read_digests(look(target, AT_ONCE, report), keys, AT_ONCE, report)} if keys else {}
 
 
 def _move_folder(source: Place, target: Place, meter: Meter) -> None:
@@ -315,6 +392,7 @@ def _move_folder(source: Place, target: Place, meter: Meter) -> None:
         files = [entry.name for entry in list_folder(source) if not entry.is_folder]
         for name in files:
             write_whole(target / name, read_file(source / name, MAX_FILE_BYTES))
+        read_folder(target)
         for name in files:
             remove(source / name)
     meter.add(1)

@@ -28,7 +28,7 @@ from ..base.report import Report
 from ..base.seeds import derived_seed
 from ..base.stores import Place, facts, list_folder, make_place, read_file, remove, write_whole
 from ..records import names
-from .holdings import Holdings, look, read_each
+from .holdings import Holdings, check_whole, look, read_each
 from .listing import tell_origin
 from .move import move, plan_move, read_plan
 from .videos import Origin, video_ids, video_names
@@ -107,7 +107,8 @@ def split(options: SplitOptions, report: Report) -> Outcome:
 
     Raises:
         OptionError: an option is out of its range, or nothing would be left to train on.
-        DatasetError: there is no train/, something in it is not finished, or a video is in both splits already.
+        DatasetError: there is no train/, something in it is not finished, a record is in two of its shards, a
+            link leads out of ``data``, or a video is in both splits already.
         RecordError: a record is damaged.
         ShardError: a shard is damaged.
         OutputError: another split is not finished, or something cannot be written.
@@ -124,10 +125,15 @@ def split(options: SplitOptions, report: Report) -> Outcome:
         if plan is None:
             _refuse_unfinished(options.data / "train")
         dataset = _look(options.data, report)
+        if plan is not None and (lost := sorted({*plan.keys} - dataset.videos.keys())):
+            raise DatasetError(
+                f"{plan_place}: record {lost[0]} is in neither split; remove this file, no record is lost by it"
+            )
         if plan is None:
             keys = _choose(dataset, options)
             plan = plan_move(keys, dataset.train, dataset.evaluation, options.shard_bytes, options.choice())
             if keys and not options.dry_run:
+                check_whole(dataset.train, keys, JOBS, report)
                 write_whole(plan_place, plan.to_bytes())
         if plan.keys and not options.dry_run:
             move(plan, options.data / "train", options.data / "eval", report)
@@ -172,6 +178,12 @@ def _check(options: SplitOptions) -> None:
     there = facts(train)
     if there is None or not there.is_folder:
         raise DatasetError(f"{train}: no such folder; give the folder that holds train/ (and eval/)")
+    for name in ("train", "eval", names.STATE_FOLDER):
+        root = options.data
+        if isinstance(root, Path) and not (root / name).resolve().is_relative_to(root.resolve()):
+            raise DatasetError(
+                f"{root / name}: is a link that leads out of {root}; put the folder itself there"
+            )
 
 
 @contextmanager

@@ -36,6 +36,11 @@ def stem_of(key: str) -> str:
     return _NUMBER.sub("", key) or key
 
 
+def printable(text: str) -> str:
+    """Leave nothing in a stranger's text that steers a terminal or cannot be written: "?" stands for it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def video_ids(origins: Iterable[Origin]) -> dict[str, str]:
     """Give the video of each record: key -> a name that exactly the records of one video share.
 
@@ -54,14 +59,17 @@ def video_ids(origins: Iterable[Origin]) -> dict[str, str]:
 
 
 def video_names(origins: Iterable[Origin], videos: dict[str, str]) -> dict[str, str]:
-    """Give each video what to call it before people: its file's name, its FILE_HASH, or what its keys share."""
+    """Give each video what to call it before people: its file's name, its FILE_HASH, or what its keys share.
+
+    A file's name is a stranger's text: see :func:`printable`.
+    """
     called: dict[str, str] = {}
     for origin in sorted(set(origins)):
         hashed = file_hash_of(origin.key)
         other = f"video {hashed}" if hashed else stem_of(origin.key)
         video = videos[origin.key]
         if origin.source or video not in called:
-            called[video] = origin.source or other
+            called[video] = printable(origin.source) or other
     return called
 
 
