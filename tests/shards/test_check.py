@@ -248,7 +248,7 @@ def test_records_beyond_memory_are_told(split: Path, monkeypatch: pytest.MonkeyP
     index_place(shard).unlink()
     monkeypatch.setattr(module, "MAX_RECORD_BYTES", 3000)
     assert any("has more than 3000 bytes" in text for text in texts(look(shard)))
-    with pytest.raises(ShardError, match="has more than 3000 bytes; it is no record"):
+    with pytest.raises(ShardError, match="has more than 3000 bytes or 10000 files; it is no record"):
         unpack(UnpackOptions((shard,), split / "out"), Silent())
 
 
