@@ -23,6 +23,7 @@ def command(places: tuple[str, ...], jobs: int, force: bool) -> None:
       vshard index shards/city/train
     """
     from vshard.base.errors import ShardError
+    from vshard.shards.check import printable
     from vshard.shards.indexing import build_indexes
     from vshard.shards.verify import find_shards_in
 
@@ -31,11 +32,13 @@ def command(places: tuple[str, ...], jobs: int, force: bool) -> None:
         done = build_indexes(shards, jobs, report, force=force)
     for indexed in done:
         if indexed.index is None:
-            click.echo(f"{indexed.damage}; see what is wrong with: vshard verify {indexed.shard}")
+            click.echo(printable(f"{indexed.damage}; see what is wrong with: vshard verify {indexed.shard}"))
             continue
         records = counted(len(indexed.index.records), "record")
         what = "index built" if indexed.built else "index up to date"
-        click.echo(f"{indexed.shard}: {records}, {size_text(indexed.index.size_bytes)}, {what}")
+        click.echo(
+            f"{printable(str(indexed.shard))}: {records}, {size_text(indexed.index.size_bytes)}, {what}"
+        )
     damaged = sum(indexed.index is None for indexed in done)
     if damaged:
         raise ShardError(f"{damaged} of {counted(len(done), 'shard')} not indexed; the others are")

@@ -61,7 +61,7 @@ def command(places: tuple[str, ...], mend: bool, jobs: int, allow_pipe: bool, as
         click.echo("\n".join([*map(_mended_line, mended), *_table(found)]))
     if found.damaged:
         raise DatasetError(
-            f"{_damage(found)}; mend with: vshard verify --repair {shlex.join(places)}"
+            f"{_damage(found)}{_advice(found, places)}"
             if not mend
             else f"{_damage(found)} still; run the same command again"
         )
@@ -73,8 +73,20 @@ def command(places: tuple[str, ...], mend: bool, jobs: int, allow_pipe: bool, as
         )
 
 
+def _advice(found: Verified, places: tuple[str, ...]) -> str:
+    """Say how to mend what is damaged; what a command writes cannot be."""
+    from vshard.base.pipes import Pipe, parse_pipe
+
+    if all(isinstance(finding.place, Pipe) for finding in found.damaged):
+        return ""
+    mendable = [place for place in places if parse_pipe(place, allowed=True) is None]
+    return f"; mend with: vshard verify --repair {shlex.join(mendable)}"
+
+
 def _table(found: Verified) -> list[str]:
     """Give a line a shard and a split's record folders, below each what is wrong there."""
+    from vshard.shards.check import printable
+
     rows: list[tuple[str, ...]] = [("", "records", "pictures", "size", "index")]
     below: dict[int, list[str]] = {}
     whole_folders: dict[str, list[Finding]] = {}
@@ -84,13 +96,13 @@ def _table(found: Verified) -> list[str]:
             whole_folders.setdefault(_parent(finding), []).append(finding)
             continue
         below[len(rows)] = _problem_lines(finding)
-        rows.append(_row(str(finding.place), [finding], finding.index_state or "-"))
+        rows.append(_row(printable(str(finding.place)), [finding], finding.index_state or "-"))
     for split, findings in whole_folders.items():
-        rows.append(_row(f"{split}: {counted(len(findings), 'record folder')}", findings, "-"))
+        rows.append(_row(f"{printable(split)}: {counted(len(findings), 'record folder')}", findings, "-"))
     lines = []
     for number, line in enumerate(_aligned(rows)):
         lines += [line, *below.get(number, [])]
-    return [*lines, *(f"note: {remark}" for remark in found.remarks)]
+    return [*lines, *(f"note: {printable(remark)}" for remark in found.remarks)]
 
 
 def _row(name: str, findings: Sequence[Finding], index: str) -> tuple[str, ...]:
@@ -100,7 +112,9 @@ def _row(name: str, findings: Sequence[Finding], index: str) -> tuple[str, ...]:
 
 
 def _problem_lines(finding: Finding) -> list[str]:
-    lines = [f"  {problem.text}" for problem in finding.problems[:_PROBLEMS_SHOWN]]
+    from vshard.shards.check import printable
+
+    lines = [f"  {printable(problem.text)}" for problem in finding.problems[:_PROBLEMS_SHOWN]]
     more = len(finding.problems) - _PROBLEMS_SHOWN
     return lines + ([f"  … and {more} more; --json tells all"] if more > 0 else [])
 
@@ -118,13 +132,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _mended_line(done: Mended) -> str:
+    from vshard.shards.check import printable
+
     count = (
         f"{counted(len(done.records), 'record')} no longer in it"
         if done.records and done.did != "moved"
         else ""
     )
     moved = f"what was damaged is in {done.moved}" if done.moved is not None else ""
-    return f"{done.place}: " + "; ".join(filter(None, (done.did, count, moved)))
+    return printable(f"{done.place}: " + "; ".join(filter(None, (done.did, count, moved))))
 
 
 def _contents(found: Verified) -> str:

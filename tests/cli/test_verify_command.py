@@ -67,8 +67,7 @@ def test_damage_is_told_with_its_place_and_mended(data: Path, capsys: pytest.Cap
     assert run(["verify", "--repair", "data"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "data/eval/eval_000001: moved; what was damaged is in "
-        "data/eval/.vshard/damaged/eval_000001",
+        "data/eval/eval_000001: moved; what was damaged is in data/eval/.vshard/damaged/eval_000001",
         "data/train/train-000000.tar: written anew with 1 record; 1 record no longer in it; what was damaged is in "
         "data/train/.vshard/damaged/train-000000.tar",
     ]
@@ -117,6 +116,25 @@ def test_pipes_run_only_where_allowed(data: Path, capsys: pytest.CaptureFixture[
     assert "--allow-pipe" in capsys.readouterr().err
     assert run(["verify", "--allow-pipe", pipe]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 shard, 2 records, 8 pictures: no damage"
+
+
+def test_no_advice_to_mend_what_a_command_writes(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = data / "train" / "train-000000.tar"
+    damage(shard)
+    assert run(["verify", "--allow-pipe", f"pipe:cat {shard}"]) == 1
+    assert "--repair" not in capsys.readouterr().err
+    assert run(["verify", "--allow-pipe", f"pipe:cat {shard}", str(shard)]) == 1
+    assert capsys.readouterr().err.strip().endswith(f"vshard verify --repair {shard}")
+
+
+def test_names_of_strangers_are_printed_plainly(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = data / "train" / "\x1b[31m\n.tar"
+    (data / "train" / "train-000000.tar").rename(odd)
+    for command in ("verify", "index"):
+        run([command, "data"])
+        out = capsys.readouterr().out
+        assert "\\x1b[31m\\n.tar" in out
+        assert "\x1b" not in out
 
 
 def test_indexes_are_built_and_damage_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

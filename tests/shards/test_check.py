@@ -14,9 +14,10 @@ from typing import BinaryIO
 import pytest
 import webdataset
 from making import make_record
+from test_repair import damaged_in, mend, records_of
 from test_verify import flip, look, pack_all, texts
 
-from vshard.base.errors import ShardError, StoreError
+from vshard.base.errors import OutputError, ShardError, StoreError
 from vshard.base.report import Silent
 from vshard.records.names import member_name
 from vshard.records.record import Record, metadata_bytes, write_record
@@ -75,7 +76,7 @@ def test_records_that_are_not_whole_are_named(tmp_path: Path) -> None:
 def test_a_file_or_a_record_twice_is_named(tmp_path: Path) -> None:
     files = members(make_record("a", frames=1))
     (text,) = texts(look(tar_of(tmp_path / "x.tar", *files, files[-1])))
-    assert text == "a: lies in 2 pieces that do not all make a record; pack it again"
+    assert text == "a: stands there 2 times, 1 of them damaged"
     assert texts(look(tar_of(tmp_path / "x.tar", *files, *files))) == ["a: stands there 2 times"]
 
 
@@ -84,7 +85,7 @@ def test_a_file_or_a_record_twice_is_named(tmp_path: Path) -> None:
     [
         ({"frames": 4}, "its metadata says frames 4, its pictures say 3"),
         ({"height": 31}, "its metadata says height 31, its pictures say 32"),
-        ({"width": "32"}, "its metadata says width 32, its pictures say 32"),
+        ({"width": "32"}, "its metadata says width '32', its pictures say 32"),
         ({"schema": "other/1"}, "its metadata has schema 'other/1'"),
     ],
 )
@@ -315,3 +316,76 @@ def test_indexes_are_built_where_they_do_not_fit(split: Path) -> None:
     assert done[0].index is None
     assert "is cut off" in str(done[0].damage)
     assert done[1].index is not None
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("kind", ["meta.json", "0000_M.png"])
+def test_no_header_costs_a_record_its_metadata(split: Path, tmp_path: Path, indexed: bool, kind: str) -> None:
+    """Any byte of a header: the record stays as it was, or goes to what is damaged."""
+    packed, _ = pack_all(split, tmp_path / "packed")
+    whole = packed.read_bytes()
+    (member,) = [m for m in load_index(packed).records[1].members if m.file == kind]
+    stayed = 0
+    for at in (0, 7, 9, 101, 124, 133, 136, 148, 150, 154, 155, 156, 257, 300, 345, 400, 511):
+        for mask in (1, 8):
+            shard = tmp_path / f"{at}_{mask}" / "train-000000.tar"
+            shard.parent.mkdir()
+            shard.write_bytes(whole)
+            flip(shard, member.offset - 512 + at, mask)
+            if indexed:
+                index_place(shard).write_bytes(index_place(packed).read_bytes())
+            assert not mend(shard).left.damaged
+            kept = records_of(shard.read_bytes())
+            assert all(files == records_of(whole)[key] for key, files in kept.items())
+            assert {"a_000000", "a_000002"} <= set(kept)
+            stayed += "a_000001" in kept
+            assert (damaged_in(shard.parent) / shard.name).exists()
+    assert stayed > 16
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_whole_one_of_two_copies_stays(split: Path, first: bool) -> None:
+    (shard, _) = pack_all(split, split.parent / "s")
+    whole = shard.read_bytes()
+    index = load_index(shard)
+    start, stop = (index.records[number].members[0].offset - 512 for number in (1, 2))
+    copy = bytearray(whole[start:stop])
+    copy[index.records[1].members[1].offset + 300 - start] ^= 1
+    at = start if first else stop
+    shard.write_bytes(whole[:at] + copy + whole[at:])
+    assert mend(shard).mended[0].records == ()
+    assert shard.read_bytes() == whole
+    assert (damaged_in(shard.parent) / shard.name).read_bytes() == copy
+
+
+def test_lost_metadata_is_known_by_the_index_where_nothing_else_is_wrong(split: Path) -> None:
+    (shard, _) = pack_all(split, split.parent / "s")
+    whole, index = shard.read_bytes(), load_index(shard)
+    start, stop = (member.offset - 512 for member in index.records[1].members[:2])
+    shard.write_bytes(whole[:start] + whole[stop:])
+    assert "a_000001: its metadata is lost" in texts(look(shard))
+    mend(shard)
+    assert [record.key for record in load_index(shard).records] == ["a_000000", "a_000002"]
+    assert (damaged_in(shard.parent) / shard.name).stat().st_size > 6 * 1024
+
+
+@pytest.mark.parametrize("name", [".vshard", ".vshard/damaged", ".vshard/verify.lock", "{}.idx", "{}.mended"])
+def test_nothing_is_written_through_a_link(split: Path, tmp_path: Path, name: str) -> None:
+    (shard, _) = pack_all(split, tmp_path / "s")
+    flip(shard, load_index(shard).records[1].members[1].offset + 300)
+    link = shard.parent / name.format(shard.name)
+    shutil.rmtree(shard.parent / ".vshard", ignore_errors=True)
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    victim = tmp_path / "victim"
+    if "." in link.name[1:]:
+        victim.write_bytes(b"mine")
+    else:
+        victim.mkdir()
+    link.symlink_to(victim)
+    with pytest.raises(OutputError, match=f"{link.name}: is a symbolic link"):
+        mend(shard)
+    if link.suffix == ".idx":
+        with pytest.raises(OutputError, match=f"{link.name}: is a symbolic link"):
+            build_indexes([shard], 1, Silent(), force=True)
+    assert victim.read_bytes() == b"mine" if victim.is_file() else list(victim.iterdir()) == []

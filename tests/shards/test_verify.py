@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -343,3 +345,25 @@ def test_the_sum_behind_the_pixels_and_the_filters_are_checked() -> None:
     ):
         with pytest.raises(RecordError, match=said):
             check_pixels(joined([head, (b"IDAT", idat), end]), "x")
+
+
+@pytest.mark.parametrize("value", ["\ud800", "\x1b[31m\n", "x" * 5000])
+def test_words_of_strangers_are_printed_plainly(split: Path, value: str) -> None:
+    path = split / "a_000001" / "meta.json"
+    for name in ("frames", "height", "width", "schema"):
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"frames": 3, "height": 32, "width": 32, name: value})
+        )
+        (text,) = texts(look(split))
+        assert text.isprintable()
+        assert len(text.encode()) < 600
+        assert text.startswith("its metadata ")
+
+
+@pytest.mark.parametrize("name", ["x.tar", "y.tar.idx", "train-000000.tar.idx"])
+def test_pipes_among_files_are_told_and_waited_for_by_nobody(split: Path, name: str) -> None:
+    pack_all(split, split)
+    (split / name).unlink(missing_ok=True)
+    os.mkfifo(split / name)
+    (finding,) = look(split).damaged
+    assert finding.problems[-1].text.endswith("index is damaged" if "0.tar" in name else "is no plain file")

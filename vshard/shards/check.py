@@ -1,4 +1,4 @@
-"""Checks one shard or one record folder, all of it, and says what is wrong instead of failing.
+"""Checks one shard, all of it, and says what is wrong instead of failing.
 
 A shard is read once, forwards: its tar, its records, every picture down to the last pixel, and whether its index says
 just that. One record at a time is in memory. Inflating takes three quarters of the time, SHA-256 the rest; decoding
@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from isal import isal_zlib
 
-from ..base.errors import RecordError, ShardError
+from ..base.errors import RecordError, ShardError, StoreError
 from ..base.jobs import Meter
 from ..base.pipes import Pipe
-from ..base.stores import Place, facts, list_folder, read_file
+from ..base.stores import Place, Remote, facts, read_file
 from ..records import names
 from ..records.png import check_pixels
-from ..records.record import Record, from_files, is_record_file, read_folder
+from ..records.record import Record, from_files
 from .contents import StoredRecord, open_shard, read_records
 from .index import (
     MAX_INDEX_BYTES,
@@ -32,10 +34,14 @@ from .index import (
     index_possible,
     parse_index,
 )
+from .indexing import METADATA_LOST, find_difference
+from .tar import Torn
 
 INDEX_OK, INDEX_MISSING, INDEX_BAD = "ok", "missing", "stale or damaged"
 # Metadata that says something else than these of the pictures is damaged.
 _COUNTED = ("frames", "height", "width")
+# What is told of a stranger's files is cut to this.
+_MOST_SHOWN, _MOST_TOLD = 100, 500
 
 
 class Problem(NamedTuple):
@@ -71,12 +77,14 @@ class Finding:
 class Piece(NamedTuple):
     """A record as it lies in a shard, judged.
 
-    ``spans``: the [start, stop) of each file in the tar with its headers and without its padding. ``digest`` tells
-    contents apart, "" for a damaged one.
+    ``spans``: the [start, stop) of each file in the tar with its headers and without its padding. ``counted``: its
+    metadata says how many frames it has. ``digest`` tells contents apart, "" for a damaged one.
     """
 
     entry: RecordEntry
     start: int
+    stop: int
+    counted: bool
     spans: tuple[tuple[int, int], ...]
     digest: str
     problem: str | None
@@ -101,10 +109,14 @@ class ShardCheck:
 
 
 class _Reading(NamedTuple):
-    """What one pass over a shard gave; ``empty`` is its index less the records."""
+    """What one pass over a shard gave; ``empty`` is its index less the records.
+
+    ``torn``: the places, in order, behind which members may be lost.
+    """
 
     pieces: list[Piece]
     told: list[str]
+    torn: list[int]
     cannot_unpack: str | None
     cannot_read: str | None
     empty: ShardIndex
@@ -117,7 +129,13 @@ def check_shard(shard: Place | Pipe, meter: Meter) -> ShardCheck:
         StoreError: its store cannot be reached, or the command of a pipe fails.
     """
     reading = _read(shard, meter)
-    good, copies, problems = _settle(reading.pieces)
+    index_bytes = None if isinstance(shard, Pipe) else _index_bytes(shard)
+    index = None if index_bytes is None else parse_index(index_bytes)
+    pieces = _near_damage(reading.pieces, reading.torn)
+    good, copies, problems = _settle(pieces)
+    if index is not None and index_possible(index):
+        damaged = bool(problems or reading.told or reading.cannot_unpack)
+        good, copies, problems = _settle(_compare(pieces, index, damaged=damaged))
     problems += [
         Problem(None, text) for text in (*reading.told, reading.cannot_unpack, reading.cannot_read) if text
     ]
@@ -126,7 +144,7 @@ def check_shard(shard: Place | Pipe, meter: Meter) -> ShardCheck:
     state = None
     if not isinstance(shard, Pipe):
         seen = {piece.entry.key for piece in reading.pieces}
-        state, of_index = _judge_index(_index_bytes(shard), rebuilt, seen, whole=not damaged)
+        state, of_index = _judge_index(index_bytes, index, rebuilt, seen, whole=not damaged)
         problems += of_index.problems
         damaged = damaged or of_index.shard_differs
         good = [piece for piece in good if piece.entry.key not in of_index.changed]
@@ -148,47 +166,6 @@ def check_shard(shard: Place | Pipe, meter: Meter) -> ShardCheck:
         reading.cannot_read,
         rebuilt,
     )
-
-
-def check_folder(folder: Place) -> tuple[Finding, str]:
-    """Check a record's folder; give the finding and its contents' digest ("" where it is damaged).
-
-    Raises:
-        StoreError: it cannot be reached.
-    """
-    problem, digest, frames, size_bytes = None, "", 0, 0
-    try:
-        if not names.is_record_key(folder.name):
-            raise RecordError(
-                f"{folder}: a record's name may hold only A-Z a-z 0-9 _ - and {names.KEY_LENGTH_MAX} characters; "
-                "rename the folder"
-            )
-        record = read_folder(folder)
-        frames, size_bytes = len(record.frames), sum(map(len, record.files().values()))
-        check_record(record, str(folder))
-        digest = digest_of(record)
-    except RecordError as error:
-        problem = _without(str(error), folder)
-        ours = [entry for entry in list_folder(folder) if is_record_file(entry.name)]
-        frames = sum(entry.name.endswith("_C.png") for entry in ours)
-        size_bytes = sum(entry.size_bytes for entry in ours)
-    problems = () if problem is None else (Problem(folder.name, problem),)
-    return Finding(folder, "folder", 1, frames, size_bytes, None, problems), digest
-
-
-def check_orphan(index: Place) -> Finding:
-    """Give the finding of an index whose shard is not there: every record in it is lost.
-
-    Raises:
-        StoreError: it cannot be reached.
-    """
-    data = read_file(index, MAX_INDEX_BYTES)
-    parsed = parse_index(data)
-    records = () if parsed is None else parsed.records
-    lost = [Problem(record.key, f"{record.key}: was in it") for record in records]
-    problems = (Problem(None, "its shard is not there"), *lost)
-    frames = sum(record.frame_count for record in records)
-    return Finding(index, "index", len(records), frames, len(data), None, problems)
 
 
 def check_record(record: Record, where: str) -> None:
@@ -214,9 +191,15 @@ def check_record(record: Record, where: str) -> None:
     for name in _COUNTED:
         if said.get(name, found[name]) != found[name]:
             raise RecordError(
-                f"{where}: its metadata says {name} {str(said[name])[:40]}, its pictures say {found[name]}; make the "
-                "record again"
+                f"{where}: its metadata says {name} {ascii(said[name])[:_MOST_SHOWN]}, its pictures say {found[name]}; "
+                "make the record again"
             )
+
+
+def printable(text: str) -> str:
+    """Give a text that was made of a stranger's names and metadata on one line, without codes for the terminal."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_MOST_TOLD])
+    return shown if len(text) <= _MOST_TOLD else f"{shown} …"
 
 
 def digest_of(record: Record) -> str:
@@ -241,29 +224,71 @@ def _read(shard: Place | Pipe, meter: Meter) -> _Reading:
                     meter.add(file.stored_bytes - counted)
                     counted = file.stored_bytes
             except ShardError as error:
-                cannot_unpack = _without(str(error), shard)
+                cannot_unpack = without(str(error), shard)
             tar_bytes = file.tell()
             size_bytes, digest = file.finish()
             meter.add(size_bytes - counted)
-    except ShardError as error:
-        cannot_read = _without(str(error), shard)
+    except (ShardError, StoreError) as error:
+        if isinstance(error, StoreError) and isinstance(shard, (Pipe, Remote)):
+            raise
+        cannot_read = without(str(error), shard)
+    torn = [text.place for text in told if isinstance(text, Torn)] + [tar_bytes] * (cannot_unpack is not None)
     name = str(shard) if isinstance(shard, Pipe) else shard.name
     return _Reading(
-        pieces, told, cannot_unpack, cannot_read, ShardIndex(name, size_bytes, digest, tar_bytes, ())
+        pieces, told, torn, cannot_unpack, cannot_read, ShardIndex(name, size_bytes, digest, tar_bytes, ())
     )
 
 
 def _judge(stored: StoredRecord) -> Piece:
     entry = entry_of(stored)
-    problem, digest = None, ""
+    problem, digest, counted = None, "", False
     try:
         record = from_files(stored.key, stored.contents, stored.key)
         check_record(record, stored.key)
+        counted = names.METADATA_FILE in stored.contents and "frames" in json.loads(record.metadata)
         digest = digest_of(record)
     except RecordError as error:
-        problem = str(error)
+        problem = printable(str(error))
     spans = tuple((file.start, file.offset + len(file.data)) for file in stored.files)
-    return Piece(entry, stored.start, spans, digest, problem)
+    return Piece(entry, stored.start, stored.stop, counted, spans, digest, problem)
+
+
+def _near_damage(pieces: list[Piece], torn: list[int]) -> list[Piece]:
+    """Find fault with the records beside a damaged header of which nothing says whether they are all there."""
+    whole = [piece for piece in pieces if piece.problem is None]
+    stops = [0, *(piece.stop for piece in whole)]
+    starts = [*(piece.start for piece in whole[1:]), sys.maxsize]
+    near = set()
+    for piece, before, behind in zip(whole, stops, starts, strict=False):
+        place = bisect_left(torn, before)
+        if not piece.counted and place < len(torn) and torn[place] <= behind:
+            near.add(piece.start)
+    reason = "a header beside it is damaged, and no metadata says whether it is all there"
+    return [_damaged(piece, reason) if piece.start in near else piece for piece in pieces]
+
+
+def _compare(pieces: list[Piece], index: ShardIndex, *, damaged: bool) -> list[Piece]:
+    """Find fault with the records that are not what the index of their shard describes.
+
+    That of a shard where nothing else is wrong may be out of date: there only lost metadata counts.
+    """
+    known = {record.key: record for record in index.records}
+    reasons = {
+        piece.start: find_difference(piece.entry, known.get(piece.entry.key, piece.entry))
+        for piece in pieces
+        if piece.problem is None
+    }
+    if not damaged and METADATA_LOST not in reasons.values():
+        return pieces
+    return [
+        piece if reason is None else _damaged(piece, reason)
+        for piece in pieces
+        for reason in [reasons.get(piece.start)]
+    ]
+
+
+def _damaged(piece: Piece, reason: str) -> Piece:
+    return piece._replace(problem=f"{piece.entry.key}: {reason}", digest="")
 
 
 def _settle(pieces: Iterable[Piece]) -> tuple[list[Piece], list[Piece], list[Problem]]:
@@ -276,21 +301,31 @@ def _settle(pieces: Iterable[Piece]) -> tuple[list[Piece], list[Piece], list[Pro
     problems = []
     folded: dict[str, str] = {}
     for key, same in by_key.items():
-        damage = next((piece.problem for piece in same if piece.problem), None)
-        if damage is not None:
+        broken = [piece for piece in same if piece.problem is not None]
+        whole = [piece for piece in same if piece.problem is None]
+        if not all(_begins(piece) for piece in broken):
             # A piece that looks whole may be the beginning of a longer record.
+            whole = [piece for piece in whole if piece.counted]
+        if not whole:
             apart = f"{key}: lies in {len(same)} pieces that do not all make a record; pack it again"
-            problems.append(Problem(key, damage if len(same) == 1 else apart))
+            problems.append(Problem(key, apart if len(same) > 1 else broken[0].problem or apart))
         elif folded.setdefault(key.lower(), key) != key:
             problems.append(
                 Problem(key, f"{key}: differs from {folded[key.lower()]} only by case; rename one")
             )
         else:
-            good.append(same[0])
-            copies += same[1:]
+            kept = next((piece for piece in whole if piece.counted), whole[0])
+            good.append(kept)
+            copies += [piece for piece in whole if piece is not kept]
             if len(same) > 1:
-                problems.append(Problem(key, f"{key}: stands there {len(same)} times"))
-    return good, copies, problems
+                how = f", {len(broken)} of them damaged" if broken else ""
+                problems.append(Problem(key, f"{key}: stands there {len(same)} times{how}"))
+    return sorted(good, key=lambda piece: piece.start), copies, problems
+
+
+def _begins(piece: Piece) -> bool:
+    """Tell whether a piece holds its record's first frame."""
+    return any(member.file == names.frame_file(0) for member in piece.entry.members)
 
 
 class _OfIndex(NamedTuple):
@@ -302,12 +337,11 @@ class _OfIndex(NamedTuple):
 
 
 def _judge_index(
-    data: bytes | None, rebuilt: ShardIndex, seen: set[str], *, whole: bool
+    data: bytes | None, index: ShardIndex | None, rebuilt: ShardIndex, seen: set[str], *, whole: bool
 ) -> tuple[str, _OfIndex]:
     """Compare an index file with what its shard holds, which was found ``whole`` without it."""
     if data is None:
         return INDEX_MISSING, _OfIndex([])
-    index = parse_index(data)
     if index is None or not index_possible(index):
         return INDEX_BAD, _OfIndex([Problem(None, "its index is damaged")])
     if whole and rebuilt.to_bytes() == data:
@@ -321,8 +355,10 @@ def _judge_index(
         for record in index.records
         if record.key not in seen
     ]
+    if not whole:
+        return INDEX_OK if same_size else INDEX_BAD, _OfIndex(problems)
     if not same_size:
-        return INDEX_BAD, _OfIndex([*problems, _STALE] if whole else problems)
+        return INDEX_BAD, _OfIndex([*problems, _STALE])
     known = {record.key: record for record in index.records}
     changed = [
         entry.key
@@ -332,8 +368,8 @@ def _judge_index(
         and known[entry.key].metadata_digest != entry.metadata_digest
     ]
     problems += [Problem(key, f"{key}: its metadata is not what the index describes") for key in changed]
-    if not whole or changed:
-        return INDEX_OK, _OfIndex(problems, frozenset(changed), bool(changed))
+    if changed:
+        return INDEX_OK, _OfIndex(problems, frozenset(changed), shard_differs=True)
     if replace(index, digest=rebuilt.digest).to_bytes() == rebuilt.to_bytes():
         text = "its bytes are not those that its index describes"
         return INDEX_BAD, _OfIndex([Problem(None, text)], shard_differs=True)
@@ -348,9 +384,16 @@ def _index_bytes(shard: Place) -> bytes | None:
     entry = facts(place)
     if entry is None:
         return None
-    return b"" if entry.is_folder or entry.size_bytes > MAX_INDEX_BYTES else read_file(place, MAX_INDEX_BYTES)
+    if entry.is_folder or entry.size_bytes > MAX_INDEX_BYTES:
+        return b""
+    try:
+        return read_file(place, MAX_INDEX_BYTES)
+    except StoreError:
+        if isinstance(place, Remote):
+            raise
+        return b""
 
 
-def _without(text: str, place: Place | Pipe) -> str:
+def without(text: str, place: Place | Pipe) -> str:
     """Give an error's text without the place's name at its beginning."""
     return text.removeprefix(str(place)).lstrip(":/ ")

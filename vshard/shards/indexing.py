@@ -1,15 +1,19 @@
-"""Builds the indexes of shards, ours and others', by reading them."""
+"""Builds the indexes of shards, ours and others', by reading them, and tells what a record has lost by them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..base.errors import ShardError
+from ..base.errors import OutputError, ShardError
 from ..base.jobs import Meter, run_jobs
 from ..base.report import Report
 from ..base.stores import Place, facts
-from .index import ShardIndex, index_possible, read_index, scan_shard, write_index
+from ..records import names
+from .index import RecordEntry, ShardIndex, index_place, index_possible, read_index, scan_shard, write_index
+
+METADATA_LOST = "its metadata is lost"
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ def build_indexes(
 
     Raises:
         ShardError: one is not there.
-        OutputError: an index cannot be written.
+        OutputError: an index cannot be written, or a link is in its place.
         StoreError: a store cannot be reached, or can only be read.
     """
     sizes = {shard: _size_bytes(shard) for shard in shards}
@@ -43,6 +47,7 @@ def build_indexes(
         damage = None
         try:
             if not fits:
+                check_no_link(index_place(shard))
                 index = scan_shard(shard)
                 write_index(shard, index)
         except ShardError as error:
@@ -54,6 +59,31 @@ def build_indexes(
     done = run_jobs(build, shards, jobs, report)
     report.finish()
     return tuple(done)
+
+
+def find_difference(now: RecordEntry, entry: RecordEntry) -> str | None:
+    """Say in what a record differs from its ``entry`` in the index, wherever it lies in the shard now."""
+    files, wanted = (
+        {(member.file, member.length) for member in one.members if member.file != names.METADATA_FILE}
+        for one in (now, entry)
+    )
+    if files != wanted:
+        return "its files are not those that the index describes"
+    if entry.metadata_digest and not now.metadata_digest:
+        return METADATA_LOST
+    if entry.metadata_digest != now.metadata_digest:
+        return "its metadata is not what the index describes"
+    return None
+
+
+def check_no_link(place: Place) -> None:
+    """Check that no symbolic link is where something is to be written: in a stranger's folder it may lead anywhere.
+
+    Raises:
+        OutputError: one is.
+    """
+    if isinstance(place, Path) and place.is_symlink():
+        raise OutputError(f"{place}: is a symbolic link, and nothing is written through it; remove the link")
 
 
 def _size_bytes(shard: Place) -> int:

@@ -37,6 +37,7 @@ from ..records.record import Record, from_files
 from .check import INDEX_MISSING, Finding, Piece, check_shard, digest_of
 from .contents import open_shard, read_records
 from .index import index_place, write_index
+from .indexing import check_no_link
 from .tar import BLOCK_BYTES, Source, padded
 from .verify import Target, Verified, verify
 from .write import ShardStream
@@ -74,7 +75,7 @@ def repair(targets: Iterable[Target], jobs: int, report: Report) -> Repaired:
 
     Raises:
         OptionError: one is a pipe.
-        OutputError: another repair of a folder is running, or it cannot be written.
+        OutputError: another repair of a folder is running, it cannot be written, or a link leads out of it.
         ShardError: a shard cannot be read to its end, or changed meanwhile; it stays as it is.
         StoreError: a store cannot be reached, or can only be read.
     """
@@ -85,7 +86,11 @@ def repair(targets: Iterable[Target], jobs: int, report: Report) -> Repaired:
     with ExitStack() as stack:
         folders = {place.parent.resolve() for place in places if isinstance(place, Path)}
         for folder in sorted(folders):
-            lock = make_folder(folder / names.STATE_FOLDER) / "verify.lock"
+            state = folder / names.STATE_FOLDER
+            lock = state / "verify.lock"
+            for place in (state, state / DAMAGED_FOLDER, lock):
+                check_no_link(place)
+            make_folder(state)
             stack.enter_context(only_one(lock, "repairing it"))
         found = verify(targets, jobs, report)
         for finding in found.damaged:
@@ -95,6 +100,9 @@ def repair(targets: Iterable[Target], jobs: int, report: Report) -> Repaired:
             (finding for finding in found.findings if _wants_mending(finding)),
             key=lambda finding: str(finding.place),
         )
+        for finding in to_mend:
+            if finding.form == "shard" and not isinstance(finding.place, Pipe):
+                check_no_link(index_place(finding.place))
         report.start("mending", sum(finding.size_bytes for finding in to_mend), "bytes")
         meter = Meter(report)
         mended = [_mend(finding, found, meter) for finding in to_mend]
@@ -165,8 +173,7 @@ def _spare(shard: Place, kept: list[Piece], extra: list[Piece], held: dict[str, 
     if not extra:
         return []
     keys = {piece.entry.key for piece in extra}
-    last = max(piece.start for piece in [*kept, *extra])
-    here = _contents(shard, keys, last)
+    here = _contents(shard, keys, {piece.start for piece in [*kept, *extra]})
     there = {
         holder: _contents(holder, {key for key in held if held[key] == holder}) for holder in held.values()
     }
@@ -174,10 +181,10 @@ def _spare(shard: Place, kept: list[Piece], extra: list[Piece], held: dict[str, 
     return [piece for piece in extra if here[piece.entry.key][piece.start] == stays[piece.entry.key]]
 
 
-def _contents(shard: Place, keys: set[str], last: int = sys.maxsize) -> dict[str, dict[int, bytes]]:
+def _contents(shard: Place, keys: set[str], starts: set[int] | None = None) -> dict[str, dict[int, bytes]]:
     """Give a digest of the files of each record of these keys, by key and by where it begins."""
     found: dict[str, dict[int, bytes]] = {key: {} for key in keys}
-    for start, record in _records(shard, keys, last):
+    for start, record in _records(shard, keys, starts):
         digest = hashlib.sha256()
         for file, data in record.files().items():
             digest.update(f"{file} {len(data)}\n".encode())
@@ -186,11 +193,12 @@ def _contents(shard: Place, keys: set[str], last: int = sys.maxsize) -> dict[str
     return found
 
 
-def _records(shard: Place, keys: set[str], last: int) -> Iterator[tuple[int, Record]]:
-    """Read the records of these keys up to the one that begins at ``last``, each with where it begins."""
+def _records(shard: Place, keys: set[str], starts: set[int] | None) -> Iterator[tuple[int, Record]]:
+    """Read the records of these keys that begin at ``starts`` (None: all), each with where it begins."""
+    last = sys.maxsize if starts is None else max(starts)
     with open_shard(shard) as file:
         for stored in read_records(file, str(shard), on_damage=lambda _: None):
-            if stored.key in keys:
+            if stored.key in keys and (starts is None or stored.start in starts):
                 yield stored.start, from_files(stored.key, stored.contents, f"{shard}:{stored.key}")
             if stored.start >= last:
                 return
@@ -200,14 +208,14 @@ def _write_anew(shard: Place, kept: list[Piece]) -> None:
     """Write ``kept`` to the shard's name, in order, then its index."""
     target = shard.resolve() if isinstance(shard, Path) else shard
     work = target.with_name(target.name + MENDED_SUFFIX) if isinstance(target, Path) else target
+    check_no_link(work)
     digests = {piece.start: piece.digest for piece in kept}
     with writing_whole(work) as file:
         stream = ShardStream(file, shard.name)
-        for start, record in _records(shard, {piece.entry.key for piece in kept}, max(digests)):
-            if start in digests:
-                if digests.pop(start) != digest_of(record):
-                    break
-                stream.add(record)
+        for start, record in _records(shard, {piece.entry.key for piece in kept}, set(digests)):
+            if digests.pop(start) != digest_of(record):
+                break
+            stream.add(record)
         if digests:
             raise ShardError(f"{shard}: changed while it was mended; run the same command again")
         index = stream.end()
@@ -272,12 +280,16 @@ def _put_aside(folder: Place, name: str, chunks: Callable[[], Iterator[bytes]]) 
         return None
     if isinstance(folder, Path):
         make_folder(folder)
-    place = next(p for p in _numbered(folder, name) if facts(p) is None or _holds(p, chunks()))
+    place = next(p for p in _numbered(folder, name) if _is_free(p) or _holds(p, chunks()))
     if facts(place) is None:
         with writing_whole(place) as file:
             for chunk in chunks():
                 file.write(chunk)
     return place
+
+
+def _is_free(place: Place) -> bool:
+    return facts(place) is None and not (isinstance(place, Path) and place.is_symlink())
 
 
 def _holds(place: Place, chunks: Iterable[bytes]) -> bool:
@@ -291,7 +303,7 @@ def _holds(place: Place, chunks: Iterable[bytes]) -> bool:
 def _move_folder(folder: Path, damaged: Place) -> Path:
     assert isinstance(damaged, Path)
     make_folder(damaged)
-    target = next(place for place in _numbered(damaged, folder.name) if facts(place) is None)
+    target = next(place for place in _numbered(damaged, folder.name) if _is_free(place))
     assert isinstance(target, Path)
     with writing(target):
         folder.rename(target)

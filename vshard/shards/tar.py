@@ -8,16 +8,18 @@ tar may hold are refused. Written: POSIX ustar headers with fixed times, owners 
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from ..base.errors import ShardError
+from ..records import names
 from ..records.record import MAX_FILE_BYTES
 
 BLOCK_BYTES = 512
 END_MARK = bytes(2 * BLOCK_BYTES)
-_CHECKSUM = slice(148, 156)
+_NAME, _SIZE, _CHECKSUM, _TYPE = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157)
 # Other writers pad a tar to their blocking factor; GNU tar's default is 10 kB.
 MAX_TAIL_BYTES = 1 << 20
 MAX_EXTENSION_BYTES = 1 << 16
@@ -39,7 +41,10 @@ _ADVICE = "fetch or pack it again"
 
 
 class TarMember(NamedTuple):
-    """A plain file in a tar: ``data`` starts at byte ``offset``, its headers at ``start``."""
+    """A plain file in a tar: ``data`` starts at byte ``offset``, its headers at ``start``.
+
+    Headers that are damaged are not part of it: then ``start`` is ``offset``.
+    """
 
     name: str
     start: int
@@ -50,6 +55,18 @@ class TarMember(NamedTuple):
     def stop(self) -> int:
         """Where the member ends, padding included."""
         return self.offset + padded(len(self.data))
+
+
+class Torn(str):
+    """What is told of a place where members may be lost or have other names; all is in order up to byte ``place``."""
+
+    place: int
+
+    def __new__(cls, text: str, place: int) -> Torn:
+        """Add the place to the text."""
+        torn = super().__new__(cls, text)
+        torn.place = place
+        return torn
 
 
 class Readable(Protocol):
@@ -98,7 +115,9 @@ def read_members(
         where: what to call it in an error.
         first: which byte of the tar the file's beginning is.
         stop: end at this byte in place of an end mark.
-        on_damage: told what is wrong; reading then goes on at the next whole header. Without it damage is an error.
+        on_damage: told what is wrong (:class:`Torn` where a header is); reading then goes on at the next whole header.
+            A record's file of which only the header's checksum and unused bytes are wrong is told and given all the
+            same. Without it damage is an error.
 
     Raises:
         ShardError: the tar is damaged, cut off, or has a member that is no plain file of at most 256 MiB.
@@ -106,14 +125,16 @@ def read_members(
     source = Source(file, first)
     lost = False
     while stop is None or source.position < stop:
+        place = source.position
         try:
             member = _next_member(source, lost)
         except _DamageError as damage:
             if on_damage is None:
                 raise ShardError(f"{where}: {damage}; {_ADVICE}") from damage
-            on_damage(str(damage))
-            source.skip(damage.skip)
             lost = damage.member is None
+            has_headers = damage.member is not None and damage.member.start < damage.member.offset
+            on_damage(str(damage) if has_headers else Torn(str(damage), place))
+            source.skip(damage.skip)
             if damage.member is not None:
                 yield damage.member
             continue
@@ -126,7 +147,7 @@ def read_members(
 def _next_member(source: Source, lost: bool) -> TarMember | None:
     """Read up to the next plain file; None at the end. ``lost``: what comes first need not be a header."""
     start = source.position
-    name = size = problem = None
+    name = size = problem = guessed = None
     while True:
         place = source.position
         block = source.take(BLOCK_BYTES)
@@ -148,7 +169,10 @@ def _next_member(source: Source, lost: bool) -> TarMember | None:
             if lost:
                 start = source.position
                 continue
-            raise _DamageError(f"has a damaged header at byte {place}") from error
+            guessed = _guess(block)
+            if guessed is None:
+                raise _DamageError(f"has a damaged header at byte {place}") from error
+            info = guessed
         if block[_CHECKSUM] not in _checksums(info.chksum):
             problem = f"has a damaged header at byte {place}"
         lost = False
@@ -176,11 +200,13 @@ def _next_member(source: Source, lost: bool) -> TarMember | None:
             f"member {_short(name)} has {size} bytes, at most {MAX_FILE_BYTES} are allowed",
             padded(max(size, 0)),
         )
+    if guessed is not None and not _ends_there(source, size):
+        raise _DamageError(f"has a damaged header at byte {place}")
     offset = source.position
     data = source.take(padded(size))
     if len(data) < padded(size):
         raise _DamageError(f"is cut off inside {_short(name)} (after {source.position} bytes)")
-    member = TarMember(name, start, offset, data[:size])
+    member = TarMember(name, start if problem is None else offset, offset, data[:size])
     if data[size:].strip(b"\0"):
         problem = f"has something else than zeros behind {_short(name)}"
     if problem is not None:
@@ -202,6 +228,11 @@ class Source:
         self._given_back = io.BytesIO(tail)
         self.position -= len(tail)
         self.past_end = True
+
+    def give_back(self, data: bytes) -> None:
+        """Read ``data``, the last that was taken, once more."""
+        self._given_back = io.BytesIO(data + self._given_back.read())
+        self.position -= len(data)
 
     def take(self, size: int) -> bytes:
         """Read ``size`` bytes; fewer only at the end."""
@@ -232,6 +263,41 @@ class Source:
 def _checksums(value: int) -> tuple[bytes, ...]:
     """Give how writers of today put a header's checksum; a byte of one of these that is flipped gives none of them."""
     return b"%06o\0 " % value, b"%06o \0" % value, b"%07o\0" % value
+
+
+def _guess(block: bytes) -> tarfile.TarInfo | None:
+    """Read a header whose checksum is wrong; None where it does not name a record's file and a size."""
+    info = tarfile.TarInfo(block[_NAME].rstrip(b"\0").decode("utf-8", "surrogateescape"))
+    digits = block[_SIZE].strip(b" \0")
+    if (
+        names.split_member(info.name) is None
+        or block[_TYPE] not in _PLAIN
+        or not re.fullmatch(rb"[0-7]+", digits)
+        or int(digits, 8) > MAX_FILE_BYTES
+    ):
+        return None
+    info.size = int(digits, 8)
+    return info
+
+
+def _ends_there(source: Source, size: int) -> bool:
+    """Tell whether what comes next looks like ``size`` bytes of a member, with a header or zeros behind it.
+
+    A size that is damaged would swallow what follows. Neither a PNG nor JSON ends with a zero.
+    """
+    data = source.take(padded(size) + BLOCK_BYTES)
+    source.give_back(data)
+    behind = data[padded(size) :]
+    if (
+        len(data) < padded(size)
+        or not data[:size][-1:].strip(b"\0")
+        or data[size : padded(size)].strip(b"\0")
+    ):
+        return False
+    try:
+        return not behind.strip(b"\0") or bool(tarfile.TarInfo.frombuf(behind, "utf-8", "surrogateescape"))
+    except (tarfile.HeaderError, ValueError, OverflowError):
+        return False
 
 
 def _check_end(source: Source) -> None:

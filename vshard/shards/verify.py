@@ -13,14 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ..base.errors import DatasetError, ShardError
+from ..base.errors import DatasetError, RecordError, ShardError, StoreError
 from ..base.jobs import Meter, run_jobs
 from ..base.pipes import Pipe, parse_pipe
 from ..base.report import Report
-from ..base.stores import Entry, Place, expand, facts, list_folder
+from ..base.stores import Entry, Place, Remote, expand, facts, list_folder, read_file
 from ..records import names
-from ..records.record import is_record_file
-from .check import Finding, Problem, check_folder, check_orphan, check_shard
+from ..records.record import is_record_file, read_folder
+from .check import Finding, Problem, check_record, check_shard, digest_of, printable, without
+from .index import MAX_INDEX_BYTES, index_possible, parse_index
 
 SPLITS = ("train", "eval")
 # A job of so many record folders is long enough to be worth a thread's while.
@@ -205,12 +206,59 @@ def _check(target: Target, meter: Meter) -> _Checked:
         return _Checked(check.finding, {piece.entry.key: piece.digest for piece in check.good})
     assert not isinstance(target.place, Pipe)
     if target.form == "index":
-        finding, digests = check_orphan(target.place), {}
+        finding, digests = _check_orphan(target.place), {}
     else:
-        finding, digest = check_folder(target.place)
+        finding, digest = _check_folder(target.place)
         digests = {target.place.name: digest} if digest else {}
     meter.add(target.size_bytes or 0)
     return _Checked(finding, digests)
+
+
+def _check_folder(folder: Place) -> tuple[Finding, str]:
+    """Check a record's folder; give the finding and its contents' digest ("" where it is damaged).
+
+    Raises:
+        StoreError: it cannot be reached.
+    """
+    problem, digest, frames, size_bytes = None, "", 0, 0
+    try:
+        if not names.is_record_key(folder.name):
+            raise RecordError(
+                f"{folder}: a record's name may hold only A-Z a-z 0-9 _ - and {names.KEY_LENGTH_MAX} characters; "
+                "rename the folder"
+            )
+        record = read_folder(folder)
+        frames, size_bytes = len(record.frames), sum(map(len, record.files().values()))
+        check_record(record, str(folder))
+        digest = digest_of(record)
+    except RecordError as error:
+        problem = printable(without(str(error), folder))
+        ours = [entry for entry in list_folder(folder) if is_record_file(entry.name)]
+        frames = sum(entry.name.endswith("_C.png") for entry in ours)
+        size_bytes = sum(entry.size_bytes for entry in ours)
+    problems = () if problem is None else (Problem(folder.name, problem),)
+    return Finding(folder, "folder", 1, frames, size_bytes, None, problems), digest
+
+
+def _check_orphan(index: Place) -> Finding:
+    """Give the finding of an index whose shard is not there: every record in it is lost.
+
+    Raises:
+        StoreError: it cannot be reached.
+    """
+    unreadable = []
+    try:
+        data = read_file(index, MAX_INDEX_BYTES)
+    except StoreError as error:
+        if isinstance(index, Remote):
+            raise
+        data, unreadable = b"", [Problem(None, printable(without(str(error), index)))]
+    parsed = parse_index(data)
+    records = () if parsed is None or not index_possible(parsed) else parsed.records
+    lost = [Problem(record.key, f"{record.key}: was in it") for record in records]
+    problems = (Problem(None, "its shard is not there"), *unreadable, *lost)
+    frames = sum(record.frame_count for record in records)
+    return Finding(index, "index", len(records), frames, len(data), None, problems)
 
 
 def _find_twice(checked: list[_Checked]) -> dict[Place | Pipe, dict[str, Place]]:
