@@ -18,9 +18,10 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def nothing_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The mask network's weights are neither in a cache nor to be had, but where a test provides them."""
+    """Weights that are downloaded are neither in a cache nor to be had, but where a test provides them."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch-home"))
     monkeypatch.setattr("vshard.masks.mlbw.MASK_WEIGHTS_URL", "http://127.0.0.1:9/none.pth")
+    monkeypatch.setattr("vshard.train.perceptual.VGG_URL", "http://127.0.0.1:9/none.pth")
 
 
 @pytest.fixture(scope="session")

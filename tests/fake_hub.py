@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from http.server import BaseHTTPRequestHandler
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
 
 REPOSITORY = "depth-anything/Depth-Anything-V2-Small-hf"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -21,7 +27,7 @@ def put_into_cache(cache: Path, folder: Path, repository: str) -> Path:
 
 
 class HubRequests(BaseHTTPRequestHandler):
-    """Answers as the hub does for small files; ``server.files`` maps a name to its content."""
+    """Answers as the hub does for small files of ``server.repository``; ``server.files``: name to content."""
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -33,7 +39,7 @@ class HubRequests(BaseHTTPRequestHandler):
         owner, repository, _, revision, name = self.path.strip("/").split("/")
         served: Any = self.server
         served.asked.append((self.command, name, revision))
-        content = served.files.get(name) if f"{owner}/{repository}" == REPOSITORY else None
+        content = served.files.get(name) if f"{owner}/{repository}" == served.repository else None
         if content is None:
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
@@ -50,3 +56,22 @@ class HubRequests(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Nothing on the terminal."""
+
+
+@contextmanager
+def hub_server(monkeypatch: pytest.MonkeyPatch, repository: str = REPOSITORY) -> Iterator[Any]:
+    """A hub on this machine; ``files`` to serve, ``asked`` what was asked for."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubRequests)
+    server.repository, server.files, server.asked = repository, {}, []
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()

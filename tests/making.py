@@ -67,3 +67,17 @@ def make_record(key: str, *, frames: int = 12, size: int = 32, seed: int = 0) ->
         "note": "Überblick",
     }
     return Record(key, metadata_bytes(metadata), tuple(colours), tuple(masks))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its path, without what vshard keeps for itself."""
+    return {name: data for name, data in all_files(folder).items() if ".vshard" not in Path(name).parts}
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its path, but locks, which are empty and may stay."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.suffix != ".lock"
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
+from making import all_files as tree  # noqa: F401  (for the tests of split)
 from making import make_record
 
 from vshard.base.report import Silent
@@ -75,15 +76,6 @@ def hold(folder: Path) -> Contents:
                     assert name not in files, member.name
                     files[name] = opened.read()
     return found
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file but locks, which are empty and may stay."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.suffix != ".lock"
-    }
 
 
 def split_up(root: Path, records: int, **options: Any) -> Outcome:

@@ -48,6 +48,11 @@ def test_example_parses(name: str) -> None:
         command.make_context(name, words[2:])
 
 
+def test_a_command_of_defaults_alone_parses() -> None:
+    made = command_named("demo").make_context("demo", [])
+    assert made.params["output"] == Path("data/demo")
+
+
 def test_readme_commands_parse() -> None:
     lines = example_lines(README)
     assert len(lines) >= len(COMMANDS)

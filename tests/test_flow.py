@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from making import all_files
 from PIL import Image
+from small_disks import needs_mount, remount, small_disk
 from vshard_cli.main import run
 
 from vshard.records.png import decode_png
@@ -65,8 +64,9 @@ def test_generating_again_elsewhere_gives_the_same_bytes(
 def test_pack_and_train(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "eval"):
         assert run(["pack", str(dataset / split), "-o", str(tmp_path / "shards" / split)]) == 0
-    common = ["train", "-i", str(tmp_path / "shards"), "--model-dir", str(tmp_path / "model"), "--video", "--arch",
-              "narrow", "--num-samples", "24", "--backward-step", "2", "--eval-step", "2", "--save-eval-step", "1",
+    common = ["train", "-i", str(tmp_path / "shards"), "--model-dir", str(tmp_path / "model"), "--video",
+              "--loss", "temporal_l1", "--arch", "narrow",
+              "--num-samples", "24", "--backward-step", "2", "--eval-step", "2", "--save-eval-step", "1",
               "--gpu", "-1", "--num-workers", "1"]  # fmt: skip
     assert run([*common, "--max-epoch", "2"]) == 0
     assert run([*common, "--max-epoch", "2", "--resume"]) == 0
@@ -137,45 +137,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def mount(kind: str, folder: Path, *options: str) -> None:
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", kind, *options, kind, str(folder)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("needs the right to mount a small file system")
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or (hasattr(os, "geteuid") and os.geteuid() != 0), reason="mounts a tmpfs"
-)
+@needs_mount
 def test_a_full_disk_is_one_line_and_the_same_command_finishes(
     clip_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = tmp_path / "disk"
-    mount("tmpfs", disk, "-o", "size=2m")
-    command = ["generate", str(clip_path), "-o", str(disk / "train"), "--prefix", "f", "--seq", "12", "--size", "256",
-               "--skip-interval", "0", "--divergence-level", "2", "--gpu", "-1",
-               "--backward-mask", "gradient"]  # fmt: skip
-    try:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        command = ["generate", str(clip_path), "-o", str(disk / "train"), "--prefix", "f", "--seq", "12", "--size",
+                   "256", "--skip-interval", "0", "--divergence-level", "2", "--gpu", "-1",
+                   "--backward-mask", "gradient"]  # fmt: skip
         assert run(command) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert "the disk is full; free some space and run the same command again" in error
         assert not [p for p in (disk / "train").glob("f_*") if p.is_dir() and not (p / "meta.json").exists()]
-        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        remount(disk, "size=200m")
         assert run(command) == 0
         whole = tmp_path / "whole"
         assert run([*command[:3], str(whole), *command[4:]]) == 0
-        names = sorted(str(p.relative_to(whole)) for p in whole.rglob("*") if p.suffix != ".lock")
-        assert names == sorted(
-            str(p.relative_to(disk / "train")) for p in (disk / "train").rglob("*") if p.suffix != ".lock"
-        )
-        for name in names:
-            if (whole / name).is_file():
-                assert (whole / name).read_bytes() == (disk / "train" / name).read_bytes()
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        assert all_files(whole) == all_files(disk / "train")
+        remount(disk, "ro")
         assert run([*command, "--overwrite"]) == 1
         assert "read-only" in capsys.readouterr().err.splitlines()[-1]
         assert json.loads(next((disk / "train" / ".vshard").glob("*.json")).read_text())["complete"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

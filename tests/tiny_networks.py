@@ -43,13 +43,18 @@ def make_networks() -> dict[str, PreTrainedModel]:
         "pro": _depth_pro(),
     }
     draw = torch.Generator().manual_seed(5)
-    for model in made.values():  # as made, they answer every picture with nearly the same number
-        for name, parameter in model.named_parameters():
-            fan = math.prod(parameter.shape[1:]) if parameter.ndim > 1 else 10
-            parameter.data = torch.randn(parameter.shape, generator=draw) / fan**0.5
-            if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1")):
-                parameter.data += 1
+    for model in made.values():
+        draw_weights(model, draw)
     return made
+
+
+def draw_weights(model: PreTrainedModel, draw: torch.Generator) -> None:
+    """Give a network weights; as made, it answers every picture with nearly the same number."""
+    for name, parameter in model.named_parameters():
+        fan = math.prod(parameter.shape[1:]) if parameter.ndim > 1 else 10
+        parameter.data = torch.randn(parameter.shape, generator=draw) / fan**0.5
+        if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1")):
+            parameter.data += 1
 
 
 def save_networks(root: Path) -> dict[str, Path]:

@@ -95,6 +95,28 @@ def test_a_web_folder_is_listed(web: tuple[Path, Remote, Faults]) -> None:
     assert all(path.endswith("?sig=x") for _, path, _ in faults.asked)
 
 
+def test_a_web_folder_that_is_not_listed(web: tuple[Path, Remote, Faults]) -> None:
+    root, place, faults = web
+    (root / "d").mkdir()
+    (root / "a.tar").write_bytes(b"x")
+    advice = r"name the shards one by one, or by a pattern with braces \(train-\{000000\.\.000012\}\.tar\)$"
+    for status in (401, 403):
+        for attempt in (facts, list_folder):
+            faults.add(status=status, match="/d/")
+            with pytest.raises(
+                StoreError, match=f"/d: the server lists no folder there, it answers {status}; {advice}"
+            ) as error:
+                attempt(place / "d")
+            one_line(error)
+        faults.add(status=status, match="/a.tar")
+        with pytest.raises(
+            StoreError, match=rf"a\.tar: access denied \({status}\); check the address.*{advice}"
+        ):
+            facts(place / "a.tar")
+    with pytest.raises(StoreError, match=f"it sends application/octet-stream, not a page that.*{advice}"):
+        list_folder(place / "a.tar")
+
+
 def test_a_hostile_page_is_left(web: tuple[Path, Remote, Faults]) -> None:
     root, place, faults = web
     (root / "d").mkdir()

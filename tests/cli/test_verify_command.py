@@ -67,7 +67,8 @@ def test_damage_is_told_with_its_place_and_mended(data: Path, capsys: pytest.Cap
     assert run(["verify", "--repair", "data"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "data/eval/eval_000001: moved; what was damaged is in data/eval/.vshard/damaged/eval_000001",
+        "data/eval/eval_000001: moved; what was damaged is in data/eval/.vshard/damaged/eval_000001; eval-000000.tar "
+        "holds it whole, make it again with: vshard unpack data/eval/eval-000000.tar -o data/eval --only eval_000001",
         "data/train/train-000000.tar: written anew with 1 record; 1 record no longer in it; what was damaged is in "
         "data/train/.vshard/damaged/train-000000.tar",
     ]
@@ -81,7 +82,11 @@ def test_everything_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> N
     told = json.loads(capsys.readouterr().out)
     assert (told["records"], told["damaged_records"], told["whole"], told["mended"]) == (12, 1, False, [])
     first = told["places"][0]
-    assert (first["place"], first["form"], first["index"]) == ("data/train/train-000000.tar", "shard", "ok")
+    assert (first["place"], first["form"], first["index"]) == (
+        "data/train/train-000000.tar",
+        "shard",
+        "differs",
+    )
     assert [problem["record"] for problem in first["problems"]] == ["train_000001"]
     assert run(["verify", "--json", "--repair", "data"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -144,8 +149,11 @@ def test_indexes_are_built_and_damage_named(data: Path, capsys: pytest.CaptureFi
     assert run(["index", "data"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{first}: 2 records, ")
-    assert [line.rpartition(", ")[2] for line in lines[:-1]] == ["index built", *["index up to date"] * 3]
-    assert lines[-1] == "4 shards: 1 built, 3 up to date"
+    assert [line.rpartition(", ")[2] for line in lines[:-1]] == [
+        "index built",
+        *["index up to date by size"] * 3,
+    ]
+    assert lines[-1] == "4 shards: 1 built, 3 up to date by size (`vshard verify` compares contents)"
     assert index_place(first).read_bytes() == wanted
     second.write_bytes(second.read_bytes()[:-1000])
     assert run(["index", "--force", "data"]) == 1

@@ -6,16 +6,15 @@ import json
 import logging
 import shutil
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fake_hub
 import pytest
 import torch
-from fake_hub import COMMIT, REPOSITORY, HubRequests, put_into_cache
+from fake_hub import COMMIT, REPOSITORY, put_into_cache
 from huggingface_hub import constants
 from huggingface_hub import utils as hub_utils
 from safetensors.torch import load_file, save_file
@@ -126,21 +125,8 @@ def test_a_broken_cache_is_an_error(cache: Path, folders: dict[str, Path]) -> No
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A hub on this machine; ``files`` to serve, ``asked`` what was asked for."""
-    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), HubRequests)
-    server.files, server.asked = {}, []
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with fake_hub.hub_server(monkeypatch) as server:
+        yield server
 
 
 def test_weights_are_fetched_once(hub_server: Any, folders: dict[str, Path]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from making import Listening, make_record
+from making import all_files as tree
 
 from vshard.base import files
 from vshard.base.errors import OptionError, OutputError, VideoError
@@ -26,15 +27,6 @@ from vshard.records.names import record_key
 from vshard.records.plan import GenerateOptions
 from vshard.shards.index import load_index
 from vshard.shards.run import run_generation
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file but locks, which are empty and may stay."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.suffix != ".lock"
-    }
 
 
 def quick_records(

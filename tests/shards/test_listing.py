@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from making import make_record
+from making import Listening, make_record
 from PIL import Image
 from store_servers import s3_bucket, web_folder
 from vshard_cli.main import run as run_command
@@ -84,10 +84,10 @@ def facts_of(listing: Listing) -> dict[str, Facts]:
 def test_every_record_is_one_line_by_place_and_key(data: Path) -> None:
     listing = listing_of(data)
     assert [(r.place.name, r.key, r.forms) for r in listing.records] == [
-        ("eval", RECORDS[2].key, ("s-000000.tar",)),
         ("train", RECORDS[0].key, ("folder", "s-000000.tar")),
         ("train", RECORDS[1].key, ("folder",)),
         ("train", RECORDS[3].key, ("folder",)),
+        ("eval", RECORDS[2].key, ("s-000000.tar",)),
     ]
     facts = facts_of(listing)
     assert facts[RECORDS[1].key] == Facts(2, 16, 16, 4 * AREA_PX, "forward", "a.mp4", "a" * 16)
@@ -116,12 +116,13 @@ def test_what_may_be_named(data: Path) -> None:
         return [record.key for record in listing_of(*places, **more).records]
 
     everything = keys(data)
-    assert keys(data / "train", data / "eval") == everything
-    assert keys(data / "train", data / "train", data / "train" / "*.tar") == everything[1:]
+    assert keys(data / "eval", data / "train") == everything
+    assert keys(data / "train", data / "train", data / "train" / "*.tar") == everything[:-1]
     assert keys(data / "train" / RECORDS[3].key) == [RECORDS[3].key]
     assert keys(data / "train" / "s-{000000..000000}.tar") == [RECORDS[0].key]
+    assert keys(data / "train" / "s-*") == [RECORDS[0].key]
     assert keys(data / "train" / "s-000000.tar", data / "train" / RECORDS[0].key) == [RECORDS[0].key]
-    assert keys(data, only="*_000000", jobs=1) == [RECORDS[2].key, RECORDS[0].key]
+    assert keys(data, only="*_000000", jobs=1) == [RECORDS[0].key, RECORDS[2].key]
     with web_folder(data) as (place, _):
         assert keys(place) == everything
         assert facts_of(listing_of(place)) == facts_of(listing_of(data))
@@ -130,16 +131,52 @@ def test_what_may_be_named(data: Path) -> None:
 def test_what_names_no_record(data: Path) -> None:
     with pytest.raises(DatasetError, match="--only x: no record is named so"):
         listing_of(data, only="x")
+    with pytest.raises(DatasetError, match=r"named so; for all names that begin so write 'p_\*'$"):
+        listing_of(data, only="p_")
     with pytest.raises(DatasetError, match="none: no such folder or file"):
         listing_of(data / "none")
     with pytest.raises(DatasetError, match=r"index\.txt: is no shard and no folder"):
         (data / "index.txt").touch()
         listing_of(data / "index.txt")
+    with pytest.raises(DatasetError, match=r"tar\.idx: is no shard and no folder"):
+        listing_of(data / "train" / "*.idx")
     with pytest.raises(OptionError, match="matches no file"):
         listing_of(data / "*.nothing")
     (data / "bare" / "thumbs").mkdir(parents=True)
     with pytest.raises(DatasetError, match="bare: holds no record folders"):
         listing_of(data / "bare")
+    with pytest.raises(DatasetError, match=f"{data.parent}: holds the dataset data; give that: {data}$"):
+        listing_of(data.parent)
+    for name in ("b", "a"):
+        (data.parent / name / "eval").mkdir(parents=True)
+    with pytest.raises(
+        DatasetError, match=f"holds the datasets a, b and data; give one of them: {data.parent}/a$"
+    ):
+        listing_of(data.parent)
+    for number in range(6):
+        (data.parent / f"c{number}" / "train").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="holds the datasets a, b, c0, c1, c2 and 4 more; give"):
+        listing_of(data.parent)
+
+
+def test_records_of_both_splits_are_warned_of(data: Path) -> None:
+    def warned(*places: Path, only: str | None = None) -> list[str]:
+        report = Listening()
+        list_records(map(str, places), only, 2, report)
+        return report.warned
+
+    assert warned(data) == []
+    for record in RECORDS[:2]:
+        write_record(data / "eval", record)
+    (line,) = warned(data)
+    assert line == (
+        f"{data}: 2 of the records of train/ are in eval/ too, the first is {RECORDS[0].key}; training counts them for "
+        "eval only"
+    )
+    assert warned(data / "train") == []
+    data.rename(data.with_name("other"))
+    assert warned(data.with_name("other") / "train", data.parent / "other" / "eval") != []
+    assert warned(data.with_name("other"), only="*_bbbbbbbb_*") == []
 
 
 def test_in_a_shard_metadata_alone_is_read(data: Path) -> None:
@@ -230,17 +267,21 @@ def test_the_command_prints_aligned_columns(data: Path, capsys: pytest.CaptureFi
     assert run_command(["ls", str(data)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    for heading, text in (("FORM", "folder+s-000000.tar"), ("VIDEO", "a.mp4"), ("MASK PX", "200")):
-        assert lines[2].index(text) == lines[0].index(heading)
-    assert lines[2].split() == [
-        str(data / "train"), RECORDS[0].key, "folder+s-000000.tar", "a.mp4", "2", "16x16",
+    for heading, text in (("FORM", "folder+shard"), ("VIDEO", "a.mp4")):
+        assert lines[1].index(text) == lines[0].index(heading)
+    for heading in ("FRAMES", "PICTURE", "SIZE", "MASK PX"):
+        end = lines[0].index(heading) + len(heading)
+        assert all(line[end - 1] != " " and line[end] == " " for line in lines[:-1]), heading
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert lines[1].split() == [
+        str(data / "train"), RECORDS[0].key, "folder+shard", "a.mp4", "2", "16x16",
         *f"{sum(map(len, RECORDS[0].files().values())) / 1000:.1f} kB 200 78.1 %".split(),
     ]  # fmt: skip
     assert lines[-1].startswith("4 records of 3 videos, ")
     assert run_command(["ls", str(data / "train"), "--sources"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["VIDEO", "HASH", "SPLITS", "RECORDS"]
-    assert lines[1].startswith("a.mp4           aaaaaaaa  train   2 ")
+    assert lines[1].startswith("a.mp4           aaaaaaaa  train         2 ")
     assert lines[1].endswith("1 backward, 1 forward")
     assert len(lines) == 4
 
@@ -252,7 +293,7 @@ def test_the_command_prints_json(data: Path) -> None:
         return json.loads(result.stdout)
 
     content = printed()
-    assert content["records"][1] == {
+    assert content["records"][0] == {
         "key": RECORDS[0].key,
         "place": str(data / "train"),
         "forms": ["folder", "s-000000.tar"],
@@ -300,7 +341,7 @@ def test_a_strangers_name_does_not_steer_the_terminal(
     for more in ([], ["--sources"]):
         assert run_command(["ls", str(tmp_path), *more]) == 0
         out = capsys.readouterr().out
-        assert "?[2J?東京.mp4" in out
+        assert "\\x1b[2J\\n東京.mp4" in out
         assert not {"\x1b", "\x07"} & set(out)
 
 

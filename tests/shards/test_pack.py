@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import Listening, make_record
+from making import Listening, make_record, tree
 from PIL import Image
 
 from vshard.base.errors import DatasetError, OptionError, OutputError, RecordError, ShardError
 from vshard.base.report import Silent
 from vshard.records.png import decode_png
-from vshard.records.record import Record, write_record
+from vshard.records.record import write_record
 from vshard.shards import sources as module
 from vshard.shards.index import index_place, load_index, scan_shard
 from vshard.shards.pack import pack
@@ -26,14 +27,6 @@ from vshard.shards.plan import PackOptions
 from vshard.shards.unpack import UnpackOptions, unpack
 
 SHARD_BYTES = 1 << 20
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and ".vshard" not in p.parts
-    }
 
 
 @pytest.fixture
@@ -326,12 +319,12 @@ def test_an_impossible_index_is_made_again(folders: Path, tmp_path: Path) -> Non
 def test_two_packs_at_once_are_refused(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.read_folder
+    real = module.folder_files
 
-    def meanwhile(folder: Path) -> Record:
+    def meanwhile(folder: Path) -> Iterator[tuple[str, bytes]]:
         with pytest.raises(OutputError, match="another vshard is packing into this folder now"):
             pack_all(folders, tmp_path / "shards")
         return real(folder)
 
-    monkeypatch.setattr(module, "read_folder", meanwhile)
+    monkeypatch.setattr(module, "folder_files", meanwhile)
     assert pack_all(folders, tmp_path / "shards")

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import Listening, make_record
+from making import Listening, make_record, tree
 from PIL import Image
 from store_servers import S3Bucket, quick_tries, s3_bucket, web_folder
 
@@ -30,14 +30,6 @@ from vshard.shards.unpack import UnpackOptions, unpack
 from vshard.shards.write import ShardStream
 
 SHARD_BYTES = 1 << 20
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and ".vshard" not in p.parts
-    }
 
 
 def keys(shards: list[Path]) -> list[list[str]]:

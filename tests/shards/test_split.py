@@ -345,7 +345,7 @@ def test_damage_stops_a_split_before_it_begins(mixed: Path) -> None:
     if "tar" in hold(mixed / "train")[loose]:
         for shard in (mixed / "train").glob("plain*"):
             shard.unlink()
-    with pytest.raises(RecordError, match="its metadata is not JSON"):
+    with pytest.raises(RecordError, match="its metadata is not readable JSON"):
         split_up(mixed, 3)
     assert not (mixed / "eval").exists()
     assert tree(mixed).keys() <= before.keys()

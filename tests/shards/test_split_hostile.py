@@ -118,7 +118,7 @@ def test_names_of_videos_cannot_steer_the_terminal(tmp_path: Path) -> None:
     )
     assert told.exit_code == 0
     assert "\x1b" not in told.output
-    assert "?" in told.output
+    assert "\\x1b[2J\\nvideo" in told.output
 
 
 @pytest.mark.parametrize("name", ["train", "eval", ".vshard"])

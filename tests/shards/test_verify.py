@@ -117,9 +117,13 @@ def test_any_flipped_byte_of_an_index_is_noticed(
     shard.write_bytes(shards["none"].read_bytes())
     whole = index_place(shards["none"]).read_bytes()
     index_place(shard).write_bytes(whole)
-    flip(index_place(shard), data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(1, 255)))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flip(index_place(shard), at, data.draw(st.integers(1, 255)))
     (finding,) = look(shard).findings
-    assert finding.index_state == "stale or damaged"
+    # Another digest that still reads as one may as well be the shard's fault.
+    digest = whole.index(b'"sha256": "') + 11
+    in_digest = digest <= at < digest + 64
+    assert finding.index_state in {"stale or damaged", *(["differs"] if in_digest else [])}
     assert finding.damaged_records == 0
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from vshard.base.report import Silent
 from vshard.records.record import write_record
 from vshard.shards.pack import pack
 from vshard.shards.plan import PackOptions
-from vshard.stream.loader import Positions, TrainingSamples, evaluation_loader, training_loader
+from vshard.stream.loader import Positions, Rank, TrainingSamples, evaluation_loader
 from vshard.stream.order import plan_epoch
 from vshard.stream.sheet import write_sheet
-from vshard.stream.split import open_dataset, open_split
+from vshard.stream.split import Split, open_dataset, open_split
+from vshard.stream.training import StreamOptions, TrainingStream
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +45,15 @@ def shards(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(root: Path, *, workers: int, start: int = 0, epoch: int = 1) -> list[tuple[str, int, bytes, bytes]]:
-    split = open_split(root)
-    plan = plan_epoch(len(split), 7, seed=3, epoch=epoch)
-    loader = training_loader(split, plan, seed=3, epoch=epoch, start=start, workers=workers)
-    return [(s.key, s.position, s.rgb.tobytes(), s.hole.tobytes()) for s in loader]
+    found = stream(open_split(root), draws=7, seed=3, workers=workers)
+    for _ in range(epoch - 1):
+        found.end_epoch()
+    found.position = start
+    return [(s.key, s.position, s.rgb.tobytes(), s.hole.tobytes()) for s in found]
+
+
+def stream(split: Split, **asked: Any) -> TrainingStream:
+    return TrainingStream(split, StreamOptions(**{"seed": 1, "hard_examples": False, **asked}), Silent())
 
 
 def test_samples_do_not_depend_on_workers_or_on_folders_or_shards(folders: Path, shards: Path) -> None:
@@ -63,6 +70,26 @@ def test_evaluation_sees_every_record_once(shards: Path) -> None:
     split = open_split(shards)
     keys = [sample.key for sample in evaluation_loader(split, workers=2)]
     assert keys == split.keys.tolist()
+
+
+def test_ranks_evaluate_every_record_once_between_them(shards: Path) -> None:
+    split = open_split(shards)
+    found = [
+        [(sample.position, sample.key) for sample in evaluation_loader(split, workers=n, rank=Rank(n, 3))]
+        for n in range(3)
+    ]
+    assert [[position % 3 for position, _ in own] for own in found] == [
+        [n] * len(own) for n, own in enumerate(found)
+    ]
+    assert sorted(one for own in found for one in own) == list(enumerate(split.keys.tolist()))
+
+
+def test_a_split_given_for_a_dataset_is_told_from_one(folders: Path, shards: Path, tmp_path: Path) -> None:
+    for split in (folders, shards):
+        with pytest.raises(DatasetError, match=f"is a split; give the folder .* {split.parent} perhaps"):
+            open_dataset(split)
+    with pytest.raises(DatasetError, match="eval: no such folder"):
+        open_dataset(tmp_path)
 
 
 def test_a_record_in_both_forms_counts_once(folders: Path, shards: Path, tmp_path: Path) -> None:
@@ -85,9 +112,7 @@ def test_records_of_eval_are_left_out_of_train(folders: Path, shards: Path, tmp_
     assert train.keys.tolist() == ["a_000000", "a_000001", "a_000003"]
     assert (evaluation.keys.tolist(), left_out) == (["a_000002"], 1)
     assert [train.frame_count(i) for i in range(3)] == [12, 13, 15]
-    plan = np.array([0, 1, 2])
-    kept = [s.key for s in training_loader(train, plan, seed=1, epoch=1, start=0, workers=0)]
-    assert kept == train.keys.tolist()
+    assert sorted(s.key for s in stream(train)) == train.keys.tolist()
 
 
 def test_the_same_record_in_two_shards_is_an_error(folders: Path, tmp_path: Path) -> None:
@@ -120,22 +145,30 @@ def test_a_sheet_shows_the_records(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_record_is_one_line_from_any_process(folders: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(folders, tmp_path / "train")
-    damaged = tmp_path / "train" / "a_000002" / "0005_M.png"
-    damaged.write_bytes(damaged.read_bytes()[:-20])
+    mask = tmp_path / "train" / "a_000002" / "0005_M.png"
+    mask.write_bytes(mask.read_bytes()[:-20])
     split = open_split(tmp_path / "train")
-    plan = np.array([0, 1, 2, 3])
-    loader = training_loader(split, plan, seed=1, epoch=1, start=0, workers=workers)
-    seen = [next(loader).key, next(loader).key]
+    damaged = stream(split, workers=workers)
+    order = split.keys[split.by_shard[damaged.plan.records(0, 4)]].tolist()
+    seen = []
     with pytest.raises(RecordError, match=r"0005_M\.png: cut off") as caught:
-        next(loader)
+        for sample in damaged:
+            seen.append(sample.key)
     assert "\n" not in str(caught.value)
-    assert seen == ["a_000000", "a_000001"]
+    assert seen == order[: order.index("a_000002")]
+
+
+def test_more_workers_than_processors_or_records_are_no_matter(folders: Path) -> None:
+    split = open_split(folders)
+    workers = (os.cpu_count() or 1) + 1
+    found = [sample.key for sample in stream(split, draws=3, workers=workers)]
+    assert found == [sample.key for sample in stream(split, draws=3, workers=0)]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_killed_worker_is_an_error_at_once(folders: Path) -> None:
     split = open_split(folders)
-    loader = training_loader(split, np.zeros(1000, np.int64), seed=1, epoch=1, start=0, workers=1)
+    loader = iter(stream(split, draws=1000, workers=1))
     next(loader)
     (child,) = multiprocessing.active_children()
     os.kill(child.pid, signal.SIGKILL)
@@ -146,19 +179,21 @@ def test_a_killed_worker_is_an_error_at_once(folders: Path) -> None:
 
 def test_the_pipeline_can_be_sent_to_a_spawned_process(folders: Path) -> None:
     split = open_split(folders)
-    stages = (Positions(np.arange(4), 0), TrainingSamples(split, 1, 1))
+    plan = plan_epoch(split.shard_counts, seed=1, epoch=1)
+    stages = (Positions(plan, split.by_shard, 0, Rank()), TrainingSamples(split, 1, 1, len(plan)))
     again = pickle.loads(pickle.dumps(webdataset.DataPipeline(*stages)))
-    assert [sample.key for sample in again] == split.keys.tolist()
+    assert sorted(sample.key for sample in again) == split.keys.tolist()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_workers_end_with_a_killed_trainer(folders: Path) -> None:
     code = f"""
-import multiprocessing, time, numpy, pathlib
-from vshard.stream.loader import training_loader
+import multiprocessing, time, pathlib
+from vshard.base.report import Silent
 from vshard.stream.split import open_split
+from vshard.stream.training import StreamOptions, TrainingStream
 split = open_split(pathlib.Path({str(folders)!r}))
-loader = training_loader(split, numpy.zeros(10000, int), seed=1, epoch=1, start=0, workers=2)
+loader = iter(TrainingStream(split, StreamOptions(seed=1, draws=10000, workers=2), Silent()))
 next(loader)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 time.sleep(60)
@@ -187,7 +222,7 @@ def running(pid: int) -> bool:
 
 def test_leaving_a_loader_early_takes_no_time(folders: Path) -> None:
     split = open_split(folders)
-    loader = training_loader(split, np.zeros(1000, np.int64), seed=1, epoch=1, start=0, workers=2)
+    loader = iter(stream(split, draws=1000, workers=2))
     next(loader)
     time.sleep(1)  # let the workers fill what they may
     started = time.monotonic()

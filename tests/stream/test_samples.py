@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from making import make_record
 from vshard.base.errors import RecordError
 from vshard.records.png import decode_png, encode_png
 from vshard.records.record import SCHEMA, Record, metadata_bytes, write_record
-from vshard.stream.samples import Sample, evaluation_sample, finish, grow, training_sample
-from vshard.stream.split import Split, open_split, read_files
+from vshard.stream.holes import grow, to_frames, to_planes
+from vshard.stream.reader import Reader
+from vshard.stream.samples import Sample, evaluation_sample, finish, training_sample
+from vshard.stream.split import Split, open_split
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FACTS = json.loads((GOLDEN / "dataset.json").read_text(encoding="utf-8"))
@@ -37,11 +40,11 @@ def index_of(split: Split, key: str) -> int:
 def test_evaluation_samples_are_those_of_the_original(split: Split, case: dict) -> None:
     record = index_of(split, case["record"])
     assert split.frame_count(record) == case["frames_in_record"]
-    sample = evaluation_sample(split, record, position=0)
+    sample = evaluation_sample(Reader(split), record, position=0)
     first = int(case["frames_used"][0][:4])
     row, column = case["chosen_row_col"]
-    for place, (name, data) in enumerate(read_files(split, record, [(first + i, "C") for i in range(12)])):
-        image = decode_png(data, name)
+    for place, file in enumerate(Reader(split).read(record, first, 12).frames):
+        image = decode_png(bytes(file.data), file.name)
         assert (sample.rgb[place] == image[row : row + 256, column : column + 256]).all()
     x, mask, y = finish(sample, CPU)
     assert np.array_equal(x[:, :, ::32, ::32].numpy(), ARRAYS[f"x:{case['record']}"])
@@ -52,23 +55,28 @@ def test_evaluation_samples_are_those_of_the_original(split: Split, case: dict) 
     assert int(hole.sum()) == case["mask_true_count"]
 
 
+def grown(mask: np.ndarray, steps: int, *, leftwards: bool = False) -> np.ndarray:
+    found = np.empty(mask.shape, bool)
+    to_frames(grow(to_planes(mask), steps, leftwards=leftwards), found)
+    return found
+
+
 @pytest.mark.parametrize("steps", [1, 3, 20])
 def test_growing_right_is_that_of_the_original(steps: int) -> None:
     mask = (ARRAYS["dil:input"][:, 0] * 255).round().astype(np.uint8)
-    assert np.array_equal(grow(mask, steps) / 255, ARRAYS[f"dil:right:{steps}"][:, 0])
+    assert np.array_equal(grown(mask, steps), ARRAYS[f"dil:right:{steps}"][:, 0])
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_growing_left_is_that_of_the_original(steps: int) -> None:
     mask = (ARRAYS["dil:input"][:, 0] * 255).round().astype(np.uint8)
-    grown = grow(mask[..., ::-1], steps)[..., ::-1]
-    assert np.array_equal(grown / 255, ARRAYS[f"dil:left:{steps}"][:, 0])
+    assert np.array_equal(grown(mask, steps, leftwards=True), ARRAYS[f"dil:left:{steps}"][:, 0])
 
 
-def test_no_growth_keeps_half_holes() -> None:
+def test_half_holes_are_holes() -> None:
     mask = np.array([[[0, 128, 255]]], np.uint8)
-    assert (grow(mask, 0) == mask).all()
-    assert (grow(mask, 5) == [[[0, 255, 255]]]).all()
+    assert grown(mask, 0).tolist() == [[[False, True, True]]]
+    assert grown(mask[..., ::-1], 1).tolist() == [[[True, True, True]]]
 
 
 def painted(values: np.ndarray, *, gray: bool, scale: list[float], bias: list[float]) -> torch.Tensor:
@@ -95,7 +103,7 @@ def test_colour_changes_are_those_of_the_original() -> None:
 
 def test_draws_follow_the_odds(split: Split) -> None:
     record = index_of(split, "rec_a_Any_B_00000000_1_0")
-    samples = [training_sample(split, record, seed=9, epoch=1, position=p) for p in range(200)]
+    samples = [training_sample(Reader(split), record, seed=9, epoch=1, position=p) for p in range(200)]
     share = {
         "gray": np.mean([s.gray for s in samples]),
         "scaled": np.mean([s.scale.min() < 1 for s in samples]),
@@ -116,7 +124,9 @@ def test_any_twelve_frames_in_either_direction(tmp_path: Path) -> None:
     split = open_split(tmp_path)
     runs: Counter[tuple[int, int]] = Counter()
     for position in range(400):
-        shown = (training_sample(split, 0, seed=4, epoch=1, position=position).rgb[:, 0, 0, 0] // 10).tolist()
+        shown = (
+            training_sample(Reader(split), 0, seed=4, epoch=1, position=position).rgb[:, 0, 0, 0] // 10
+        ).tolist()
         assert set(np.diff(shown).tolist()) in ({1}, {-1})
         runs[shown[0], shown[-1]] += 1
     # 5 starts, each forwards or backwards, equally likely.
@@ -125,11 +135,11 @@ def test_any_twelve_frames_in_either_direction(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_reproducible_alone(split: Split) -> None:
-    one = training_sample(split, 0, seed=3, epoch=2, position=17)
-    again = training_sample(split, 0, seed=3, epoch=2, position=17)
+    one = training_sample(Reader(split), 0, seed=3, epoch=2, position=17)
+    again = training_sample(Reader(split), 0, seed=3, epoch=2, position=17)
     assert (one.rgb == again.rgb).all()
     assert (one.hole == again.hole).all()
-    other = training_sample(split, 0, seed=3, epoch=3, position=17)
+    other = training_sample(Reader(split), 0, seed=3, epoch=3, position=17)
     assert not (
         one.rgb.shape == other.rgb.shape and (one.rgb == other.rgb).all() and (one.hole == other.hole).all()
     )
@@ -151,8 +161,16 @@ def test_records_that_cannot_be_trained_on(tmp_path: Path) -> None:
     ]
     for record, message in enumerate(messages[:3]):
         with pytest.raises(RecordError, match=message):
-            evaluation_sample(split, record, position=0)
+            evaluation_sample(Reader(split), record, position=0)
         with pytest.raises(RecordError, match=message):
-            training_sample(split, record, seed=1, epoch=1, position=0)
+            training_sample(Reader(split), record, seed=1, epoch=1, position=0)
     with pytest.raises(RecordError, match="has 11 frames|cannot be read"):
-        evaluation_sample(split, 3, position=0)
+        evaluation_sample(Reader(split), 3, position=0)
+
+
+def test_frames_are_as_large_as_their_masks(tmp_path: Path) -> None:
+    small, large = (make_record("a_000000", frames=12, size=size) for size in (256, 264))
+    write_record(tmp_path, replace(large, frames=(*large.frames[:7], small.frames[7], *large.frames[8:])))
+    reader = Reader(open_split(tmp_path))
+    with pytest.raises(RecordError, match=r"0007_C\.png: is 256x256 pixels, its mask 264x264"):
+        training_sample(reader, 0, seed=1, epoch=1, position=0)

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +18,9 @@ from golden_inputs import GOLDEN, hash_weights, std_weights, video, vmask
 from torch import Tensor
 
 from vshard.base.errors import OptionError
+from vshard.train import products
 from vshard.train.network import ARCHITECTURES, BORDER_PX, LightVideoInpaint, create
+from vshard.train.products import linear, mix
 
 Fill = Callable[[str, tuple[int, ...]], Any]
 HASH: Fill = partial(hash_weights, gain=0.5)
@@ -240,3 +248,100 @@ def test_refusals_name_what_is_allowed(narrow: LightVideoInpaint) -> None:
 def test_a_width_from_a_strangers_file_takes_no_memory(kwargs: dict[str, int]) -> None:
     with pytest.raises(OptionError, match="at most 1024 and 16 are built"):
         LightVideoInpaint(**kwargs)
+
+
+def plain_network() -> Any:
+    """The benchmark's network: written out plainly, for comparing."""
+    path = Path(__file__).parents[2] / "benchmarks" / "step.py"
+    spec = importlib.util.spec_from_file_location("benchmark_step", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PlainNetwork
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"base_dim": 16, "lv2_mlp_ratio": 1}, {"base_dim": 8, "lv2_mlp_ratio": 2}]
+)
+def test_plain_code_gives_the_same_frames_and_gradients(
+    kwargs: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    ours, plain = LightVideoInpaint(**kwargs), plain_network()(**kwargs)
+    plain.load_state_dict(filled(ours, HASH).state_dict())
+    ours, plain = ours.double(), plain.double()
+    x, mask = (t.double() for t in clip(12, 72, 136, seed=5))
+    outs = [model(*model.preprocess(x, mask)) for model in (ours, plain)]
+    assert_near(outs[0], outs[1], 1e-6)  # the blur's weights are float32
+    for out in outs:
+        out.square().mean().backward()
+    for (key, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        assert (p.grad - q.grad).norm() <= 1e-5 * q.grad.norm(), key
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 16), (2, 192, 16), (16, 192, 16)])
+def test_linear_and_mix_are_the_products_they_say(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    x, weight, bias = torch.randn(shape), torch.randn(24, 16), torch.randn(24)
+    places, place_bias = torch.randn(shape[0], shape[0]), torch.randn(shape[0])
+    inputs = [t.requires_grad_() for t in (x, weight, bias, places, place_bias)]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+
+    found = mix(linear(x, weight, bias), places, place_bias)
+    dx, dweight, dbias, dplaces, dplace_bias = exact
+    once = torch.einsum("ntk,ok->nto", dx, dweight) + dbias
+    expected = torch.einsum("mn,nto->mto", dplaces, once) + dplace_bias[:, None, None]
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+    pull = torch.randn(found.shape).transpose(0, 1).contiguous().transpose(0, 1)
+    gradients = torch.autograd.grad(found, inputs, pull)
+    for gradient, true in zip(gradients, torch.autograd.grad(expected, exact, pull.double()), strict=True):
+        assert (gradient - true).norm() < 5e-6 * true.norm()
+
+
+def test_products_by_the_usual_functions_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = torch.randn(8, 30, 16), torch.randn(16, 16), torch.randn(16)
+    places, place_bias = torch.randn(8, 8), torch.randn(8)
+    found = mix(linear(x, weight, bias), places, place_bias)
+    monkeypatch.setattr(products, "_ONEDNN", False)
+    torch.testing.assert_close(mix(linear(x, weight, bias), places, place_bias), found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("amp", [torch.float16, torch.bfloat16])
+def test_mixed_precision_on_a_gpu_stays_near(amp: torch.dtype, narrow: LightVideoInpaint) -> None:
+    x, mask = narrow.preprocess(*clip(12, 40, 48, seed=5))
+    exact = narrow(x, mask).detach()
+    narrow.cuda()
+    with torch.autocast("cuda", amp):
+        rough = narrow(x.cuda(), mask.cuda())
+    rough.float().mean().backward()
+    assert (rough.float().cpu() - exact).norm() < 0.03 * exact.norm()
+    assert all(p.grad.isfinite().all() for p in narrow.parameters())
+
+
+# Takes 64 MiB twice and tells how many pages the second time touched anew.
+_TAKE_TWICE = """
+import resource, numpy
+from vshard.base.memory import keep_freed_memory
+print(int({keep} and keep_freed_memory()))
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.full(2**26, 1, numpy.uint8)
+    touched = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(touched)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone can be told")
+@pytest.mark.parametrize("keep", [False, True])
+def test_freed_memory_is_kept_on_demand(keep: bool) -> None:
+    # Without huge pages, which NumPy asks for.
+    environment = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+    code = _TAKE_TWICE.format(keep=keep)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    told, touched = map(int, done.stdout.split())
+    assert told == keep
+    assert (touched < 1000) == keep

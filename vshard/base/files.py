@@ -14,6 +14,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ FINGERPRINT_BLOCKS = 16
 FINGERPRINT_BLOCK_BYTES = 1 << 16
 
 # Large files go to the disk in steps of this size.
-SYNC_BYTES = 1 << 25
+SYNC_BYTES = 1 << 23
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again (train: with --resume)",
@@ -41,6 +42,7 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; choose a folder you may write to",
     errno.EPERM: "permission denied; choose a folder you may write to",
+    errno.ENOENT: "its folder is not there; make it, or choose another",
     errno.ENOTDIR: "a part of this path is a file; choose another folder",
     errno.EEXIST: "a file of this name is in the way; remove it or choose another folder",
     errno.EISDIR: "a folder or device of this name is in the way; choose another name",
@@ -64,10 +66,14 @@ def make_folder(path: Path) -> Path:
     """Create ``path`` and its parents and check that files can be made in it; return ``path``."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".vshard-write-test"
-        probe.touch()
-        probe.unlink(missing_ok=True)
+        _try_file(path)
     return path
+
+
+def _try_file(folder: Path) -> None:
+    # A file without a name, or, where the system has none, of a new one: nothing that is there, a link say, is
+    # written to or removed, and a crash leaves nothing.
+    tempfile.TemporaryFile(prefix=".vshard-write-test-", dir=folder).close()
 
 
 def make_own_folder(path: Path) -> Path:
@@ -97,15 +103,28 @@ def open_plain(path: Path) -> io.FileIO:
 
 
 def check_folder(path: Path) -> None:
-    """Check, without creating anything, that nothing but a folder is at ``path`` or above it.
+    """Check, without leaving anything, that nothing but a folder is at ``path`` or above it, and can be written to.
 
     Raises:
-        OutputError: a file is in the way.
+        OutputError: a file is in the way, or the system lets nobody write there.
     """
     with writing(path):
         nearest = next((place for place in (path, *path.parents) if place.exists()), path)
         if nearest.exists() and not nearest.is_dir():
             raise FileExistsError(errno.EEXIST, "", str(nearest))
+        _try_file(nearest)
+
+
+def check_output(path: Path) -> None:
+    """Check, without leaving anything, that a file can be written at ``path``, whose folder is there.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            raise IsADirectoryError(errno.EISDIR, "not a plain file")
+        _try_file(path.parent)
 
 
 def part_of(path: Path) -> Path:
@@ -177,7 +196,7 @@ def finish_file(path: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` whole or not at all; a link is followed, a folder or device is refused."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))  # which, unlike resolve, takes links that lead in a circle
     with writing(path):
         if path.exists() and not path.is_file():
             raise IsADirectoryError(errno.EISDIR, "not a plain file")

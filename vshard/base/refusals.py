@@ -7,6 +7,8 @@ import re
 from .errors import StoreError
 from .places import Remote
 
+_NAME_SHARDS = "name the shards one by one, or by a pattern with braces (train-{000000..000012}.tar)"
+
 
 class AbsentError(StoreError):
     """Nothing is at a place."""
@@ -50,7 +52,12 @@ def told(place: Remote, error: Exception, passing: tuple[type[BaseException], ..
         return AbsentError(f"{place}: no such {what}; check the name")
     if isinstance(error, PermissionError) or status in (401, 403):
         what = f"access denied ({status or 403})"
-        return StoreError(f"{place}: {what}; check the credentials and what they may do")
+        advice = (
+            f"check the address; if it is a folder, the server lists no folder there: {_NAME_SHARDS}"
+            if place.is_web
+            else "check the credentials and what they may do"
+        )
+        return StoreError(f"{place}: {what}; {advice}")
     if kind in ("NoCredentialsError", "PartialCredentialsError"):
         advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         return StoreError(f"{place}: no credentials found; {advice}")
@@ -72,6 +79,11 @@ def told(place: Remote, error: Exception, passing: tuple[type[BaseException], ..
 def changed(place: Remote) -> StoreError:
     """Make the error for a file that is not the same any more."""
     return StoreError(f"{place}: changed while it was read; leave it alone and run the same command again")
+
+
+def unlisted(place: Remote, found: str) -> StoreError:
+    """Make the error for a folder of a web server that does not say what is in it."""
+    return StoreError(f"{place}: the server lists no folder there, it {found}; {_NAME_SHARDS}")
 
 
 def no_ranges(place: Remote) -> StoreError:

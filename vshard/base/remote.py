@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import string
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, contextmanager
@@ -28,7 +29,7 @@ from urllib.parse import quote, unquote, urljoin
 
 from .errors import StoreError
 from .places import Entry, Remote
-from .refusals import CutError, changed, compressed, may_pass, no_ranges, told, too_long
+from .refusals import CutError, changed, compressed, may_pass, no_ranges, told, too_long, unlisted
 
 Result = TypeVar("Result")
 
@@ -60,7 +61,7 @@ class Answer:
     stamp: str
 
 
-class Store:
+class Store(ABC):
     """One kind of store, connected. The coroutines raise what fsspec and the packages below it raise."""
 
     fs: Any
@@ -83,9 +84,9 @@ class Store:
         # The empty objects that some tools make to mark a folder are listed under the folder's own name.
         return [_entry(name, info) for name, info in names if _is_name(name)]
 
+    @abstractmethod
     async def fetch(self, place: Remote, start: int, stop: int) -> Answer:
         """Give the bytes [start, stop)."""
-        raise NotImplementedError
 
     async def remove(self, place: Remote) -> None:
         await self.fs._rm_file(_path(place))
@@ -192,6 +193,8 @@ class _Web(Store):
                 raise StoreError(
                     f"{Remote(url)}: leads to an unprotected http:// address; name that one to read it"
                 )
+            if answer.status in (401, 403) and answer.url.path.endswith("/"):
+                raise unlisted(Remote(url.partition("?")[0].rstrip("/")), f"answers {answer.status}")
             if answer.status != 416:
                 answer.raise_for_status()
             yield answer
@@ -218,9 +221,7 @@ class _Web(Store):
         base, query = place.halves
         async with self._ask(f"{base}/{query}") as answer:
             if answer.content_type != "text/html":
-                raise NotADirectoryError(
-                    f"the server sends {answer.content_type}, not a page that lists files"
-                )
+                raise unlisted(place, f"sends {answer.content_type}, not a page that lists files")
             _check_plain(place, answer.headers)
             page, folder = bytearray(), str(answer.url.with_query(None))
             await _fill(page, answer.content.read, MOST_PAGE_BYTES)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-_ZIP_MAGIC = b"PK\x03\x04"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ZIP_MAGIC = b"PK\x03\x04"
 
 
 class TensorFileError(Exception):
@@ -25,9 +30,9 @@ def load_tensors(file: BinaryIO) -> Any:
     import torch
 
     # Looked at first, because PyTorch would try the formats of its early years on any other bytes.
-    magic = file.read(len(_ZIP_MAGIC))
-    if magic != _ZIP_MAGIC:
-        found = f"it begins with {magic!r}, not {_ZIP_MAGIC!r}" if magic else "it is empty"
+    magic = file.read(len(ZIP_MAGIC))
+    if magic != ZIP_MAGIC:
+        found = f"it begins with {magic!r}, not {ZIP_MAGIC!r}" if magic else "it is empty"
         raise TensorFileError(f"is not a model file ({found})")
     try:
         # PyTorch writes checksums but does not compare them: a flipped bit would pass. It stores without compressing.
@@ -37,10 +42,40 @@ def load_tensors(file: BinaryIO) -> Any:
             if archive.testzip():
                 raise zipfile.BadZipFile("wrong checksum")
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors, which are refused where they are used
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TensorFileError(
             "holds Python objects besides tensors and plain values, which are never loaded"
         ) from error
     except Exception as error:  # a damaged file makes PyTorch raise a dozen kinds
         raise TensorFileError("is damaged, cut short, or another kind of zip file") from error
+
+
+def holds_stretched(content: Any) -> bool:
+    """Tell whether a tensor in what was loaded is larger than its stored numbers: a copy could fill the memory."""
+    return any(map(_is_stretched, _tensors(content)))
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Give every tensor in nested dicts, lists and tuples, which may hold themselves."""
+    import torch
+
+    left, seen = [content], {id(content)}
+    while left:
+        one = left.pop()
+        if isinstance(one, torch.Tensor):
+            yield one
+        inside = one.values() if isinstance(one, dict) else one if isinstance(one, (list, tuple)) else ()
+        fresh = [value for value in inside if id(value) not in seen]
+        seen.update(map(id, fresh))
+        left += fresh
+
+
+def _is_stretched(tensor: Tensor) -> bool:
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()

@@ -34,6 +34,7 @@ Accept = Callable[[dict[str, Any]], None]  # raises where a configuration will n
 Warn = Callable[[str], None]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ADVICE = f"give a folder that holds them with --depth-weights, or use --model-type {PARALLAX}"
 LUMA = (0.299, 0.587, 0.114)
 # Parameters that no output depends on (the first fusion step has nothing to add its residual to; mask tokens serve
 # training). Files made by other versions may lack them; any other gap would leave random weights in the network.
@@ -92,7 +93,7 @@ def given_weights(source: str, accept: Accept, warn: Warn) -> Weights:
             f"--depth-weights {source}: {found}; give the folder that holds {CONFIG} and {WEIGHTS}, "
             "or a repository as OWNER/NAME"
         )
-    with _one_line(f"{folder}: cannot be read", "make its files readable"):
+    with one_line(f"{folder}: cannot be read", "make its files readable"):
         there = sorted(entry.name for entry in folder.iterdir())
         if not {CONFIG, WEIGHTS} <= set(there):
             raise DepthModelError(
@@ -103,13 +104,17 @@ def given_weights(source: str, accept: Accept, warn: Warn) -> Weights:
         return Weights(folder, f"{folder.resolve().name} {_digest(folder / WEIGHTS)}")
 
 
-def hub_weights(repository: str, accept: Accept, warn: Warn) -> Weights:
+def hub_weights(
+    repository: str, accept: Accept, warn: Warn, *, what: str = "depth model", advice: str = ADVICE
+) -> Weights:
     """Find a repository's files in the Hugging Face cache, where they are used as they are, or fetch them.
 
     Args:
         repository: OWNER/NAME.
         accept: is shown the configuration before weights are fetched.
         warn: is told before weights are fetched, which can take minutes.
+        what: what their network is, for the user.
+        advice: what to do where they cannot be had.
 
     Raises:
         DepthModelError: they cannot be had.
@@ -117,8 +122,7 @@ def hub_weights(repository: str, accept: Accept, warn: Warn) -> Weights:
     trouble = (
         f"{repository}: its {CONFIG} and {WEIGHTS} are not in the Hugging Face cache and cannot be fetched"
     )
-    advice = f"give a folder that holds them with --depth-weights, or use --model-type {PARALLAX}"
-    with _quiet(), _one_line(trouble, advice):
+    with quiet(), one_line(trouble, advice):
         hub = import_module("huggingface_hub")
         try:
             config = Path(hub.hf_hub_download(repository, CONFIG, local_files_only=True))
@@ -130,7 +134,7 @@ def hub_weights(repository: str, accept: Accept, warn: Warn) -> Weights:
             config = Path(hub.hf_hub_download(repository, CONFIG))
             accept(_read_config(config))
             size = f"{size_bytes / 1e6:.0f} MB"
-            warn(f"fetching the depth model {repository} ({size}) into the Hugging Face cache")
+            warn(f"fetching the {what} {repository} ({size}) into the Hugging Face cache")
             # The commit of the configuration, whatever is published in between.
             weights = Path(hub.hf_hub_download(repository, WEIGHTS, revision=config.parent.name))
         return Weights(config.parent, f"{repository} {_digest(weights)}")
@@ -142,7 +146,7 @@ def load_network(weights: Weights, family: Family, device: torch.device) -> Netw
     Raises:
         DepthModelError: the weights are damaged, of another network, or do not fill it.
     """
-    with _quiet(), _one_line(f"{weights.folder}: cannot be loaded", "fetch the files again"):
+    with quiet(), one_line(f"{weights.folder}: cannot be loaded", "fetch the files again"):
         model, gaps = import_module("transformers").AutoModelForDepthEstimation.from_pretrained(
             weights.folder,
             local_files_only=True,
@@ -323,7 +327,7 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _one_line(trouble: str, advice: str) -> Iterator[None]:
+def one_line(trouble: str, advice: str) -> Iterator[None]:
     """Turn whatever the hub's packages raise (errors of a dozen trees) into one line."""
     try:
         yield
@@ -335,7 +339,7 @@ def _one_line(trouble: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep log lines, bars and warnings of the hub's packages off the terminal: errors say it in one line.
 
     Raises:

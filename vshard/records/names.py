@@ -28,6 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_-]+)\.(?P<part>json|\d{4,}_[CM]\.png)")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{6,}\.tar(\.zst)?")
 _FRAME = re.compile(r"(\d{4,})_([CM])\.png")
+# What is told of a stranger's text is cut to this.
+_MOST_TOLD = 500
 
 
 def file_hash(dataset_path: str) -> str:
@@ -116,3 +118,12 @@ def shard_stem(name: str) -> str | None:
     """Give what the shards of one series share, or None where ``name`` is not one of a series."""
     match = _SHARD.fullmatch(name)
     return None if match is None else match["stem"]
+
+
+def printable(text: str) -> str:
+    """Give a text that was made of a stranger's names and metadata on one line, without codes for the terminal.
+
+    What cannot be printed is escaped as in Python; more than 500 characters are cut.
+    """
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_MOST_TOLD])
+    return shown if len(text) <= _MOST_TOLD else f"{shown} …"

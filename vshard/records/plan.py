@@ -78,7 +78,7 @@ class GenerateOptions:
             ("--size", self.size, SIZE_MIN_PX, SIZE_MAX_PX),
             ("--num-samples", self.num_samples, 1, SAMPLES_MAX),
             ("--divergence-level", self.divergence_level, 1, 3),
-            ("--shard-size", self.shard_bytes, 1 << 20, None),
+            ("--shard-size", self.shard_bytes, 10**6, None),
         ):
             if not value >= least or (most is not None and value > most):
                 allowed = f"{least} to {most}" if most is not None else f"{least} or more"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def parse_metadata(data: bytes, name: str) -> dict[str, Any]:
     try:
         metadata = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{name}: its metadata is not JSON ({error}); make the record again") from error
+        raise RecordError(
+            f"{name}: its metadata is not readable JSON; make or fetch the record again"
+        ) from error
     schema = metadata.get("schema") if isinstance(metadata, dict) else None
     if schema != SCHEMA:
         raise RecordError(
@@ -94,29 +97,39 @@ def from_files(key: str, contents: dict[str, bytes], where: str) -> Record:
     Raises:
         RecordError: frames and masks do not pair up from 0000 on, or a file is not one of a record's.
     """
-    count = sum(name.endswith("_C.png") for name in contents)
-    expected = {name for i in range(count) for name in (names.frame_file(i), names.mask_file(i))}
-    found = set(contents) - {names.METADATA_FILE}
-    if count == 0 or found != expected:
-        odd = sorted(found ^ expected)[:1] or ["no frames"]
-        raise RecordError(
-            f"{where}: {count} frames and {len(found) - count} other pictures do not pair up ({odd[0]}); "
-            "a record holds 0000_C.png, 0000_M.png, 0001_C.png, …; remove it or make it again"
-        )
-    frames = tuple(contents[names.frame_file(i)] for i in range(count))
-    masks = tuple(contents[names.mask_file(i)] for i in range(count))
+    count = _count_frames(contents, where)
     for name, data in contents.items():
         if name != names.METADATA_FILE:
             check_png(data, f"{where}/{name}")
+    frames = tuple(contents[names.frame_file(i)] for i in range(count))
+    masks = tuple(contents[names.mask_file(i)] for i in range(count))
     metadata = contents.get(names.METADATA_FILE)
     if metadata is None:
-        height, width = png_size(frames[0], f"{where}/{names.frame_file(0)}")
-        metadata = metadata_bytes(
-            {"schema": SCHEMA, "key": key, "derived": True, "frames": count, "height": height, "width": width}
-        )
+        metadata = _derive_metadata(key, count, frames[0], f"{where}/{names.frame_file(0)}")
     else:
         parse_metadata(metadata, where)
     return Record(key, metadata, frames, masks)
+
+
+def _count_frames(found: Iterable[str], where: str) -> int:
+    """Count the frames among a record's files, checking that each has its mask and none is missing."""
+    pictures = set(found) - {names.METADATA_FILE}
+    count = sum(name.endswith("_C.png") for name in pictures)
+    expected = {name for i in range(count) for name in (names.frame_file(i), names.mask_file(i))}
+    if count == 0 or pictures != expected:
+        odd = sorted(pictures ^ expected)[:1] or ["no frames"]
+        raise RecordError(
+            f"{where}: {count} frames and {len(pictures) - count} other pictures do not pair up ({odd[0]}); "
+            "a record holds 0000_C.png, 0000_M.png, 0001_C.png, …; remove it or make it again"
+        )
+    return count
+
+
+def _derive_metadata(key: str, count: int, frame: bytes, name: str) -> bytes:
+    height, width = png_size(frame, name)
+    return metadata_bytes(
+        {"schema": SCHEMA, "key": key, "derived": True, "frames": count, "height": height, "width": width}
+    )
 
 
 def list_record_folders(split: Place) -> list[Place]:
@@ -152,24 +165,45 @@ def read_folder(folder: Place) -> Record:
         RecordError: as :func:`from_files`, or a file is larger than 256 MiB.
         StoreError: a file cannot be reached.
     """
-    contents = {}
+    contents = dict(folder_files(folder))
+    metadata = contents.pop(names.METADATA_FILE)
+    pictures = tuple(contents.values())
+    return Record(folder.name, metadata, pictures[0::2], pictures[1::2])
+
+
+def folder_files(folder: Place) -> Iterator[tuple[str, bytes]]:
+    """Give the files of a record's folder one by one, in the order of :meth:`Record.files`; see :func:`read_folder`."""
     try:
-        for entry in list_folder(folder):
-            if is_record_file(entry.name):
-                place = folder / entry.name
-                contents[entry.name] = (
-                    read_plain_file(place) if isinstance(place, Path) else read_file(place, MAX_FILE_BYTES)
+        found = [entry.name for entry in list_folder(folder) if is_record_file(entry.name)]
+        count = _count_frames(found, str(folder))
+        first = _read_picture(folder / names.frame_file(0))
+        if names.METADATA_FILE in found:
+            place = folder / names.METADATA_FILE
+            metadata = _read(place)
+            if parse_metadata(metadata, str(folder)).get("derived", False):
+                raise RecordError(
+                    f"{place}: says that it was derived, as only a shard's may; remove this file"
                 )
+        else:
+            metadata = _derive_metadata(folder.name, count, first, str(folder / names.frame_file(0)))
+        yield names.METADATA_FILE, metadata
+        for i in range(count):
+            yield names.frame_file(i), first if i == 0 else _read_picture(folder / names.frame_file(i))
+            yield names.mask_file(i), _read_picture(folder / names.mask_file(i))
     except StoreError:
         raise
     except OSError as error:
         raise RecordError(f"{error.filename}: cannot be read ({error.strerror}); check the record") from error
-    record = from_files(folder.name, contents, str(folder))
-    if names.METADATA_FILE in contents and record.derived:
-        raise RecordError(
-            f"{folder / names.METADATA_FILE}: says that it was derived, as only a shard's may; remove this file"
-        )
-    return record
+
+
+def _read_picture(place: Place) -> bytes:
+    data = _read(place)
+    check_png(data, str(place))
+    return data
+
+
+def _read(place: Place) -> bytes:
+    return read_plain_file(place) if isinstance(place, Path) else read_file(place, MAX_FILE_BYTES)
 
 
 def is_record_file(name: str) -> bool:

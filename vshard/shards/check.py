@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,35 +20,19 @@ from isal import isal_zlib
 from ..base.errors import RecordError, ShardError, StoreError
 from ..base.jobs import Meter
 from ..base.pipes import Pipe
-from ..base.stores import Place, Remote, facts, read_file
+from ..base.stores import Place, Remote
 from ..records import names
 from ..records.png import check_pixels
 from ..records.record import Record, from_files
 from .contents import StoredRecord, open_shard, read_records
-from .index import (
-    MAX_INDEX_BYTES,
-    RecordEntry,
-    ShardIndex,
-    entry_of,
-    index_place,
-    index_possible,
-    parse_index,
-)
-from .indexing import METADATA_LOST, find_difference
+from .index import RecordEntry, ShardIndex, entry_of, index_possible, is_whole, parse_index
+from .indexing import METADATA_LOST, Problem, find_difference, index_bytes, judge_index
 from .tar import Torn
 
-INDEX_OK, INDEX_MISSING, INDEX_BAD = "ok", "missing", "stale or damaged"
 # Metadata that says something else than these of the pictures is damaged.
 _COUNTED = ("frames", "height", "width")
-# What is told of a stranger's files is cut to this.
-_MOST_SHOWN, _MOST_TOLD = 100, 500
-
-
-class Problem(NamedTuple):
-    """One damage, in words that follow the place's name; ``record`` is the key of the record it costs, if it does."""
-
-    record: str | None
-    text: str
+# A stranger's value is cut to this.
+_MOST_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ class Finding:
 
     ``form`` is "shard", "folder" (of one record) or "index" (one without its shard). ``records`` counts those that are
     there and those that its index knows and that are lost; ``frames`` the colour frames, as many masks go with them.
-    ``index_state`` is "ok", "missing", "stale or damaged", or None where there can be no index.
+    ``index_state`` is one of the states in ``indexing.py``, None where there can be no index.
     """
 
     place: Place | Pipe
@@ -129,22 +113,23 @@ def check_shard(shard: Place | Pipe, meter: Meter) -> ShardCheck:
         StoreError: its store cannot be reached, or the command of a pipe fails.
     """
     reading = _read(shard, meter)
-    index_bytes = None if isinstance(shard, Pipe) else _index_bytes(shard)
-    index = None if index_bytes is None else parse_index(index_bytes)
+    stored_index = None if isinstance(shard, Pipe) else index_bytes(shard)
+    index = None if stored_index is None else parse_index(stored_index)
     pieces = _near_damage(reading.pieces, reading.torn)
     good, copies, problems = _settle(pieces)
     if index is not None and index_possible(index):
         damaged = bool(problems or reading.told or reading.cannot_unpack)
         good, copies, problems = _settle(_compare(pieces, index, damaged=damaged))
-    problems += [
-        Problem(None, text) for text in (*reading.told, reading.cannot_unpack, reading.cannot_read) if text
-    ]
+    # What befell the whole shard comes first: it is why records are not whole.
+    causes = (*reading.told, reading.cannot_unpack, reading.cannot_read)
+    problems = [*(Problem(None, text) for text in causes if text), *problems]
     rebuilt = replace(reading.empty, records=tuple(piece.entry for piece in good))
     damaged = bool(problems)
     state = None
     if not isinstance(shard, Pipe):
         seen = {piece.entry.key for piece in reading.pieces}
-        state, of_index = _judge_index(index_bytes, index, rebuilt, seen, whole=not damaged)
+        of_index = judge_index(stored_index, index, rebuilt, seen, whole=not damaged)
+        state = of_index.state
         problems += of_index.problems
         damaged = damaged or of_index.shard_differs
         good = [piece for piece in good if piece.entry.key not in of_index.changed]
@@ -196,12 +181,6 @@ def check_record(record: Record, where: str) -> None:
             )
 
 
-def printable(text: str) -> str:
-    """Give a text that was made of a stranger's names and metadata on one line, without codes for the terminal."""
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_MOST_TOLD])
-    return shown if len(text) <= _MOST_TOLD else f"{shown} …"
-
-
 def digest_of(record: Record) -> str:
     """Give a digest that tells a record's contents from others; quick, and no proof against intent."""
     digest = hashlib.blake2b(digest_size=16)
@@ -224,7 +203,12 @@ def _read(shard: Place | Pipe, meter: Meter) -> _Reading:
                     meter.add(file.stored_bytes - counted)
                     counted = file.stored_bytes
             except ShardError as error:
-                cannot_unpack = without(str(error), shard)
+                # A cause is the unpacker's, in its own words.
+                cannot_unpack = (
+                    without(str(error), shard)
+                    if error.__cause__ is None
+                    else f"its compression is damaged or cut off: its tar can be unpacked up to byte {file.tell()}"
+                )
             tar_bytes = file.tell()
             size_bytes, digest = file.finish()
             meter.add(size_bytes - counted)
@@ -248,23 +232,39 @@ def _judge(stored: StoredRecord) -> Piece:
         counted = names.METADATA_FILE in stored.contents and "frames" in json.loads(record.metadata)
         digest = digest_of(record)
     except RecordError as error:
-        problem = printable(str(error))
+        problem = names.printable(str(error))
     spans = tuple((file.start, file.offset + len(file.data)) for file in stored.files)
     return Piece(entry, stored.start, stored.stop, counted, spans, digest, problem)
 
 
 def _near_damage(pieces: list[Piece], torn: list[int]) -> list[Piece]:
-    """Find fault with the records beside a damaged header of which nothing says whether they are all there."""
+    """Find fault with the records beside a damaged header of which nothing says whether they are all there.
+
+    Those that are not have their cause there.
+    """
     whole = [piece for piece in pieces if piece.problem is None]
-    stops = [0, *(piece.stop for piece in whole)]
-    starts = [*(piece.start for piece in whole[1:]), sys.maxsize]
-    near = set()
-    for piece, before, behind in zip(whole, stops, starts, strict=False):
-        place = bisect_left(torn, before)
-        if not piece.counted and place < len(torn) and torn[place] <= behind:
-            near.add(piece.start)
+    unknown = {piece.start for piece in _beside(whole, torn) if not piece.counted}
+    broken = {piece.start for piece in _beside(pieces, torn) if piece.problem and not is_whole(piece.entry)}
     reason = "a header beside it is damaged, and no metadata says whether it is all there"
-    return [_damaged(piece, reason) if piece.start in near else piece for piece in pieces]
+    cause = "is not all there: the shard is damaged or cut off inside or beside it"
+    return [
+        _damaged(piece, reason)
+        if piece.start in unknown
+        else _damaged(piece, cause)
+        if piece.start in broken
+        else piece
+        for piece in pieces
+    ]
+
+
+def _beside(pieces: list[Piece], torn: list[int]) -> Iterator[Piece]:
+    """Give the pieces between whose neighbours one of the places in ``torn`` lies."""
+    stops = [0, *(piece.stop for piece in pieces)]
+    starts = [*(piece.start for piece in pieces[1:]), sys.maxsize]
+    for piece, before, behind in zip(pieces, stops, starts, strict=False):
+        place = bisect_left(torn, before)
+        if place < len(torn) and torn[place] <= behind:
+            yield piece
 
 
 def _compare(pieces: list[Piece], index: ShardIndex, *, damaged: bool) -> list[Piece]:
@@ -328,72 +328,6 @@ def _begins(piece: Piece) -> bool:
     return any(member.file == names.frame_file(0) for member in piece.entry.members)
 
 
-class _OfIndex(NamedTuple):
-    """What an index tells of its shard: ``changed`` records, and whether the shard's bytes are others than it says."""
-
-    problems: list[Problem]
-    changed: frozenset[str] = frozenset()
-    shard_differs: bool = False
-
-
-def _judge_index(
-    data: bytes | None, index: ShardIndex | None, rebuilt: ShardIndex, seen: set[str], *, whole: bool
-) -> tuple[str, _OfIndex]:
-    """Compare an index file with what its shard holds, which was found ``whole`` without it."""
-    if data is None:
-        return INDEX_MISSING, _OfIndex([])
-    if index is None or not index_possible(index):
-        return INDEX_BAD, _OfIndex([Problem(None, "its index is damaged")])
-    if whole and rebuilt.to_bytes() == data:
-        return INDEX_OK, _OfIndex([])
-    same_size = (index.size_bytes, index.tar_bytes) == (rebuilt.size_bytes, rebuilt.tar_bytes)
-    if index.digest == rebuilt.digest:
-        # The shard is the one that was indexed: nothing of it can be lost.
-        return (INDEX_BAD, _OfIndex([_STALE])) if whole else (INDEX_OK, _OfIndex([]))
-    problems = [
-        Problem(record.key, f"{record.key}: is in the index and no longer in the shard")
-        for record in index.records
-        if record.key not in seen
-    ]
-    if not whole:
-        return INDEX_OK if same_size else INDEX_BAD, _OfIndex(problems)
-    if not same_size:
-        return INDEX_BAD, _OfIndex([*problems, _STALE])
-    known = {record.key: record for record in index.records}
-    changed = [
-        entry.key
-        for entry in rebuilt.records
-        if entry.key in known
-        and known[entry.key].members == entry.members
-        and known[entry.key].metadata_digest != entry.metadata_digest
-    ]
-    problems += [Problem(key, f"{key}: its metadata is not what the index describes") for key in changed]
-    if changed:
-        return INDEX_OK, _OfIndex(problems, frozenset(changed), shard_differs=True)
-    if replace(index, digest=rebuilt.digest).to_bytes() == rebuilt.to_bytes():
-        text = "its bytes are not those that its index describes"
-        return INDEX_BAD, _OfIndex([Problem(None, text)], shard_differs=True)
-    return INDEX_BAD, _OfIndex([*problems, _STALE])
-
-
-_STALE = Problem(None, "its index does not describe it")
-
-
-def _index_bytes(shard: Place) -> bytes | None:
-    place = index_place(shard)
-    entry = facts(place)
-    if entry is None:
-        return None
-    if entry.is_folder or entry.size_bytes > MAX_INDEX_BYTES:
-        return b""
-    try:
-        return read_file(place, MAX_INDEX_BYTES)
-    except StoreError:
-        if isinstance(place, Remote):
-            raise
-        return b""
-
-
 def without(text: str, place: Place | Pipe) -> str:
     """Give an error's text without the place's name at its beginning."""
-    return text.removeprefix(str(place)).lstrip(":/ ")
+    return text.removeprefix("cannot read ").removeprefix(str(place)).lstrip(":/ ")

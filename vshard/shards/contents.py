@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import zstandard
 
@@ -134,9 +134,7 @@ class ShardFile:
         try:
             data = source.read(size)
         except zstandard.ZstdError as error:
-            raise ShardError(
-                f"{self._name}: its compression is damaged ({error}); fetch or pack it again"
-            ) from error
+            raise ShardError(f"{self._name}: its compression is damaged; fetch or pack it again") from error
         most = max(self._stored.size_bytes * MAX_ZSTD_RATIO, ZSTD_RATIO_FROM_BYTES)
         if self._position + len(data) > most:
             raise ShardError(
@@ -155,8 +153,7 @@ def open_shard(shard: Place | Pipe) -> Iterator[ShardFile]:
     """
     if isinstance(shard, Pipe):
         with open_pipe(shard) as piped, io.BufferedReader(cast(io.RawIOBase, piped)) as file:
-            compressed = file.peek(len(_ZSTD_MAGIC)).startswith(_ZSTD_MAGIC)
-            yield ShardFile(cast(BinaryIO, file), str(shard), compressed=compressed)
+            yield shard_of(file, str(shard))
         return
     try:
         with open_reading(shard) as opened:
@@ -165,6 +162,12 @@ def open_shard(shard: Place | Pipe) -> Iterator[ShardFile]:
         if isinstance(error, VshardError):
             raise
         raise ShardError(f"{shard}: cannot be read ({error.strerror}); check the file") from error
+
+
+def shard_of(file: io.BufferedReader[Any], name: str) -> ShardFile:
+    """Give the shard that comes out of ``file``, compressed or not as its first bytes say."""
+    compressed = file.peek(len(_ZSTD_MAGIC)).startswith(_ZSTD_MAGIC)
+    return ShardFile(cast(BinaryIO, file), name, compressed=compressed)
 
 
 def is_compressed(name: str) -> bool:

@@ -22,6 +22,7 @@ from ..records import names
 from ..records.record import MAX_FILE_BYTES, from_files, is_record_file, read_plain_file
 from .contents import is_compressed, open_shard, read_records
 from .index import Member, RecordEntry, ShardIndex, is_whole, load_index, whole_records
+from .sources import is_index
 
 Result = TypeVar("Result")
 
@@ -30,6 +31,8 @@ IN_FOLDER = "folder"
 REPAIR = "set what is damaged or there twice aside with: vshard verify --repair"
 # A store answers several questions at a time, also about one shard.
 _RECORDS_A_JOB = 32
+# An error names so many splits or datasets.
+_MOST_TOLD = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,24 +106,41 @@ def look(split: Place, jobs: int, report: Report) -> Holdings:
 
 
 def find(texts: Iterable[str], jobs: int, report: Report) -> list[Holdings]:
-    """Look into datasets, splits, record folders, shards or patterns of them; one answer a folder, sorted.
+    """Look into datasets, splits, record folders, shards or patterns of them.
+
+    One answer a folder: of a dataset train/ first, then eval/, then others by name. Indexes that a pattern names along
+    with their shards are left out.
 
     Raises:
         DatasetError: one names nothing that holds records.
         StoreError: as :func:`look`.
     """
     found: dict[Place, dict[str, _Inside]] = {}
-    for place in dict.fromkeys(place for text in texts for place in expand(text)):
+    for place in dict.fromkeys(place for text in texts for place in _expanded(text)):
         for split, inside in _named(place):
             found.setdefault(split, {}).update({each.place.name: each for each in inside})
-    held = [_look(split, list(found[split].values()), jobs, report) for split in sorted(found, key=str)]
+    held = [_look(split, list(found[split].values()), jobs, report) for split in sorted(found, key=_order)]
     for one in held:
         if not one.folders and not one.shards and not one.damage:
+            _refuse_above(one.place)
             raise DatasetError(
                 f"{one.place}: holds no record folders (KEY/0000_C.png, KEY/0000_M.png, …) and no shards; make records "
                 "with: vshard generate"
             )
     return held
+
+
+def refuse_dataset(place: Place) -> None:
+    """Refuse the folder of a dataset where a split is wanted; one that is not there or holds shards is let pass.
+
+    Raises:
+        DatasetError: it holds splits.
+    """
+    there = facts(place)
+    entries = list_folder(place) if there is not None and there.is_folder else []
+    splits = _splits_of(entries)
+    if splits and not any(names.is_shard(entry.name) for entry in entries):
+        raise DatasetError(_choose_below(place, "split", splits))
 
 
 def read_each(
@@ -212,8 +232,39 @@ def _named(place: Place) -> list[tuple[Place, list[_Inside]]]:
     entries = list_folder(place)
     if any(names.is_frame_or_mask(entry.name) for entry in entries):
         return [(place.parent, [_Inside(place, True)])]
-    splits = [place / entry.name for entry in entries if entry.is_folder and entry.name in SPLITS]
+    splits = [place / name for name in _splits_of(entries)]
     return [(split, _inside(split)) for split in splits] or [(place, _inside(place))]
+
+
+def _expanded(text: str) -> list[Place]:
+    places = expand(text)
+    return [place for place in places if not is_index(place.name)] or places
+
+
+def _order(split: Place) -> tuple[str, int, str]:
+    place = SPLITS.index(split.name) if split.name in SPLITS else len(SPLITS)
+    return str(split.parent), place, str(split)
+
+
+def _refuse_above(folder: Place) -> None:
+    """Refuse the folder above some datasets."""
+    below = [folder / entry.name for entry in list_folder(folder) if entry.is_folder]
+    datasets = [place.name for place in below if _splits_of(list_folder(place))]
+    if datasets:
+        raise DatasetError(_choose_below(folder, "dataset", datasets))
+
+
+def _splits_of(entries: Sequence[Entry]) -> list[str]:
+    folders = {entry.name for entry in entries if entry.is_folder}
+    return [name for name in SPLITS if name in folders]
+
+
+def _choose_below(folder: Place, what: str, found: Sequence[str]) -> str:
+    if len(found) == 1:
+        return f"{folder}: holds the {what} {found[0]}; give that: {folder / found[0]}"
+    told = [*found[:_MOST_TOLD], f"{len(found) - _MOST_TOLD} more"] if len(found) > _MOST_TOLD + 1 else found
+    several = f"{', '.join(told[:-1])} and {told[-1]}"
+    return f"{folder}: holds the {what}s {several}; give one of them: {folder / found[0]}"
 
 
 def _inside(split: Place) -> list[_Inside]:

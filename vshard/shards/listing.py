@@ -95,7 +95,7 @@ def list_records(texts: Iterable[str], only: str | None, jobs: int, report: Repo
         texts: as a user writes them.
         only: a pattern of keys (``*``, ``?``, ``[…]``), None for all.
         jobs: how many files are read at a time.
-        report: told how many records were read.
+        report: told how many records were read, and of records that are in train/ and in eval/ too.
 
     Raises:
         DatasetError: there is no record, or none that is named as ``only`` says.
@@ -103,14 +103,19 @@ def list_records(texts: Iterable[str], only: str | None, jobs: int, report: Repo
     """
     records: list[Listed] = []
     damage: list[str] = []
+    begun = False
     for held in find(texts, jobs, report):
-        forms = {key: f for key, f in held.forms().items() if only is None or fnmatchcase(key, only)}
+        everything = held.forms()
+        forms = {key: f for key, f in everything.items() if only is None or fnmatchcase(key, only)}
+        begun = begun or (only is not None and any(fnmatchcase(key, f"{only}*") for key in everything))
         sizes = held.sizes()
         told = read_each(held, forms, describe, jobs, report)
         records += [Listed(held.place, key, forms[key], sizes[key], told[key]) for key in forms]
         damage += map(str, held.damage.values())
     if only is not None and not records:
-        raise DatasetError(f"--only {only}: no record is named so; leave it out to see all")
+        advice = f"for all names that begin so write '{only}*'" if begun else "leave it out to see all"
+        raise DatasetError(f"--only {only}: no record is named so; {advice}")
+    _warn_of_shared(records, report)
     origins = [_origin(record) for record in records]
     videos = video_ids(origins)
     return Listing(
@@ -179,6 +184,20 @@ def origin_of(key: str, metadata: dict[str, Any]) -> Origin:
         fingerprint if isinstance(fingerprint, str) else "",
         name if isinstance(name, str) else "",
     )
+
+
+def _warn_of_shared(records: Sequence[Listed], report: Report) -> None:
+    """Warn of records that are in train/ and in eval/ of one dataset."""
+    keys: dict[Place, set[str]] = {}
+    for record in records:
+        keys.setdefault(record.place, set()).add(record.key)
+    for split, inside in keys.items():
+        shared = inside & keys.get(split.parent / "eval", set()) if split.name == "train" else None
+        if shared:
+            report.warn(
+                f"{split.parent}: {len(shared)} of the records of train/ are in eval/ too, the first is {min(shared)}; "
+                "training counts them for eval only"
+            )
 
 
 def _origin(record: Listed) -> Origin:

@@ -35,6 +35,7 @@ from ..records import names
 from ..records.record import MAX_FILE_BYTES, from_files, read_folder
 from .contents import StoredRecord, is_compressed, open_shard, read_records
 from .holdings import REPAIR, Holdings, digest_of, look, read_digests
+from .image import member_bytes
 from .index import (
     MAX_INDEX_BYTES,
     ShardIndex,
@@ -46,7 +47,7 @@ from .index import (
     write_index,
 )
 from .tar import END_MARK
-from .write import ShardStream, member_bytes
+from .write import ShardStream
 
 SCHEMA = "vshard.split/1"
 STEM = "moved"

@@ -25,10 +25,11 @@ from ..base.report import Report
 from ..base.stores import Place, facts, list_folder, make_place, read_file, remove, write_whole, writing_whole
 from ..records import names
 from ..records.png import recode_png
-from ..records.record import Record
+from ..records.record import list_record_folders
+from .image import Images
 from .index import MAX_INDEX_BYTES, ShardIndex, index_place, load_index, read_index, write_index
 from .plan import PackOptions, check_pack_options, plan_shards
-from .sources import SourceRecord, find_records, fingerprint_of, list_shards, read_source
+from .sources import SourceRecord, find_records, fingerprint_of, list_shards, source_files
 from .write import ShardStream
 
 NOTE_SCHEMA = "vshard.pack/1"
@@ -36,11 +37,12 @@ NOTE_SCHEMA = "vshard.pack/1"
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing made."""
+    """The series that is there after packing; ``made`` counts the shards that were not there before."""
 
     records: int
     shards: tuple[Place, ...]
     size_bytes: int
+    made: int
 
 
 class _PlannedShard(NamedTuple):
@@ -67,8 +69,11 @@ def pack(options: PackOptions, report: Report) -> Packed:
     """
     check_pack_options(options)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vshard-")))
-        records = find_records(options.sources, scratch, report)
+
+        def new_folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vshard-")))
+
+        records = find_records(options.sources, new_folder, report)
         if isinstance(options.output, Path):
             check_folder(options.output)
         make_place(options.output)
@@ -83,6 +88,7 @@ def _pack(records: list[SourceRecord], options: PackOptions, report: Report) -> 
         for number, planned in enumerate(plan_shards(records, options))
         for name in [names.shard_file(options.name, number, options.suffix)]
     ]
+    _warn_of_eval(records, options, report)
     note = _note(records, options)
     resumed = _read_note(_note_place(options)) == note
     if not resumed:
@@ -98,7 +104,7 @@ def _pack(records: list[SourceRecord], options: PackOptions, report: Report) -> 
                 make_folder(work)
             write_whole(_note_place(options), note)
         report.start(f"packing {len(records)} records", total, "bytes")
-        run_jobs(lambda shard, meter: _make(shard, options, meter), shards, options.jobs, report)
+        made = run_jobs(lambda shard, meter: _make(shard, options, meter), shards, options.jobs, report)
         if isinstance(work, Path):
             _move_in(shards)
         _remove_work(options)
@@ -109,49 +115,44 @@ def _pack(records: list[SourceRecord], options: PackOptions, report: Report) -> 
     report.finish()
     targets = tuple(shard.target for shard in shards)
     sizes = [entry.size_bytes for entry in map(facts, targets) if entry is not None]
-    return Packed(len(records), targets, sum(sizes))
+    return Packed(len(records), targets, sum(sizes), sum(made))
 
 
-def _make(shard: _PlannedShard, options: PackOptions, meter: Meter) -> None:
-    """Write one shard and its index, unless they are there."""
+def _make(shard: _PlannedShard, options: PackOptions, meter: Meter) -> bool:
+    """Write one shard and its index; tell whether they were not there."""
     if _is_finished(shard.work) or _is_finished(shard.target):
         meter.add(sum(record.shard_bytes for record in shard.records))
-        return
+        return False
     with writing_whole(shard.work) as file:
         index = _write(shard, file, options, meter)
     write_index(shard.work, index)
+    return True
 
 
 def _write(shard: _PlannedShard, file: BinaryIO, options: PackOptions, meter: Meter) -> ShardIndex:
-    stream = ShardStream(file, shard.target.name)
-    records = map_ahead(lambda source: _read(source, options.recode), iter(shard.records), 1)
+    stream, lent = ShardStream(file, shard.target.name), Images()
+    images = map_ahead(lambda source: lent.make(source.key, _files(source, options)), iter(shard.records), 1)
     try:
-        for source, record in zip(shard.records, records, strict=True):
-            stream.add(record)
+        for source, image in zip(shard.records, images, strict=True):
+            stream.add_image(image)
             meter.add(source.shard_bytes)
     finally:
-        records.close()
+        images.close()
     return stream.end()
 
 
-def _read(source: SourceRecord, recode: bool) -> Record:
-    record = read_source(source)
-    if not recode:
-        return record
-    where = str(source.place)
-    return Record(
-        record.key,
-        record.metadata,
-        tuple(recode_png(data, f"{where}/{names.frame_file(i)}") for i, data in enumerate(record.frames)),
-        tuple(recode_png(data, f"{where}/{names.mask_file(i)}") for i, data in enumerate(record.masks)),
-    )
+def _files(source: SourceRecord, options: PackOptions) -> Iterator[tuple[str, bytes]]:
+    for file, data in source_files(source):
+        recoded = options.recode and file != names.METADATA_FILE
+        yield file, recode_png(data, f"{source.place}/{file}") if recoded else data
 
 
 class _Nowhere:
     """A file that keeps nothing."""
 
-    def writelines(self, parts: list[bytes]) -> None:
-        """Forget ``parts``."""
+    def write(self, data: bytes) -> int:
+        """Forget ``data``."""
+        return len(data)
 
 
 def _check_same(shards: Sequence[_PlannedShard], options: PackOptions, report: Report) -> None:
@@ -191,6 +192,21 @@ def _check_free(
                 f"{shard}: holds record {twice} already, and a folder of shards may hold a record only once; choose "
                 "another -o"
             )
+
+
+def _warn_of_eval(records: Sequence[SourceRecord], options: PackOptions, report: Report) -> None:
+    """Warn of records that eval/ beside the output has too: a split took them out of what is packed again."""
+    beside = options.output.parent / "eval"
+    if options.output.name == beside.name or facts(beside) is None:
+        return
+    keys = {folder.name for folder in list_record_folders(beside)}
+    keys |= {entry.key for shard in list_shards(beside) for entry in load_index(shard).records}
+    shared = [record.key for record in records if record.key in keys]
+    if shared:
+        report.warn(
+            f"{beside}: has {len(shared)} of these records too, the first is {shared[0]}; training counts them for "
+            "eval only: pack first, then split"
+        )
 
 
 def _clash(shard: Place) -> OutputError:

@@ -12,7 +12,7 @@ from ..records import names
 from .sources import SourceRecord
 from .tar import END_MARK
 
-SHARD_BYTES_MIN = 1 << 20
+SHARD_BYTES_MIN = 10**6
 COMPRESSIONS = ("none", "zst")
 _SUFFIXES = dict(zip(COMPRESSIONS, (names.SHARD_SUFFIX, names.COMPRESSED_SUFFIX), strict=True))
 

@@ -34,10 +34,10 @@ from ..base.stores import (
 )
 from ..records import names
 from ..records.record import Record, from_files
-from .check import INDEX_MISSING, Finding, Piece, check_shard, digest_of
+from .check import Finding, Piece, check_shard, digest_of
 from .contents import open_shard, read_records
 from .index import index_place, write_index
-from .indexing import check_no_link
+from .indexing import INDEX_MISSING, check_no_link
 from .tar import BLOCK_BYTES, Source, padded
 from .verify import Target, Verified, verify
 from .write import ShardStream
@@ -52,13 +52,15 @@ _READ_BYTES = 1 << 20
 class Mended:
     """What was done to one place; ``moved`` is where what was damaged lies now, None where there was nothing to keep.
 
-    ``records``: keys that are no longer at ``place``. ``did`` says it in words.
+    ``records``: keys that are no longer at ``place``. ``did`` says it in words. ``whole_in``: for a record folder, the
+    shard beside it that holds the record whole.
     """
 
     place: Place
     records: tuple[str, ...]
     moved: Place | None
     did: str
+    whole_in: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,21 @@ def repair(targets: Iterable[Target], jobs: int, report: Report) -> Repaired:
     """Verify ``targets``, mend what is damaged, and verify that.
 
     Raises:
-        OptionError: one is a pipe.
+        OptionError: one is a command's pipe.
         OutputError: another repair of a folder is running, it cannot be written, or a link leads out of it.
-        ShardError: a shard cannot be read to its end, or changed meanwhile; it stays as it is.
+        ShardError: a shard or index is no file, cannot be read to its end, or changed meanwhile; it stays as it is.
         StoreError: a store cannot be reached, or can only be read.
     """
     targets = tuple(targets)
-    places = [target.place for target in targets if not isinstance(target.place, Pipe)]
-    if len(places) < len(targets):
-        raise OptionError("--repair: what a command writes cannot be mended; save it as a file first")
+    places = []
+    for target in targets:
+        if isinstance(target.place, Pipe):
+            raise OptionError("--repair: what a command writes cannot be mended; save it as a file first")
+        if not target.is_stray:
+            _check_file(target.place)
+            if target.form == "shard":
+                _check_file(index_place(target.place))
+            places.append(target.place)
     with ExitStack() as stack:
         folders = {place.parent.resolve() for place in places if isinstance(place, Path)}
         for folder in sorted(folders):
@@ -111,7 +119,20 @@ def repair(targets: Iterable[Target], jobs: int, report: Report) -> Repaired:
         checked = verify([t for t in targets if t.place in again - gone], jobs, report)
     now = {finding.place: finding for finding in checked.findings}
     left = tuple(now.get(old.place, old) for old in found.findings if old.place not in gone)
-    return Repaired(found, tuple(mended), Verified(left, found.remarks, checked.twice))
+    return Repaired(found, tuple(mended), Verified(left, found.remarks, checked.twice, checked.twins))
+
+
+def _check_file(place: Place) -> None:
+    """Check that a shard or index is no named pipe or device, which nobody can write anew.
+
+    Raises:
+        ShardError: it is.
+    """
+    if isinstance(place, Path) and place.exists() and not (place.is_file() or place.is_dir()):
+        raise ShardError(
+            f"{place}: is a named pipe or device and no file, so it cannot be mended; remove it, or save what it gives "
+            "as a file and mend that"
+        )
 
 
 def _wants_mending(finding: Finding) -> bool:
@@ -132,7 +153,7 @@ def _mend(finding: Finding, found: Verified, meter: Meter) -> Mended:
         moved = _move_folder(place, damaged) if isinstance(place, Path) else _move_in_store(place, damaged)
     meter.add(finding.size_bytes)
     keys = tuple(problem.record for problem in finding.problems if problem.record is not None)
-    return Mended(place, keys if finding.form == "folder" else (), moved, "moved")
+    return Mended(place, keys if finding.form == "folder" else (), moved, "moved", found.twins.get(place))
 
 
 def _mend_shard(shard: Place, held: dict[str, Place], meter: Meter) -> Mended:

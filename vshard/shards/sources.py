@@ -7,7 +7,7 @@ it is read. A folder stands for its record folders; if it has none, for its shar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ..base.stores import Entry, Place, expand, facts, list_folder, open_reading
 from ..records import names
 from ..records.record import (
     Record,
+    folder_files,
     from_files,
     holds_frames,
     is_record_file,
@@ -25,8 +26,8 @@ from ..records.record import (
     read_folder,
 )
 from .contents import is_compressed, open_shard
+from .image import member_bytes
 from .index import RecordEntry, load_index, read_entry
-from .write import member_bytes
 
 # A block of 512 bytes: metadata made from the pictures has about 200.
 DERIVED_BYTES_MOST = 512
@@ -85,12 +86,12 @@ def find_shards(texts: Iterable[str]) -> list[Place]:
     return list(dict.fromkeys(found))
 
 
-def find_records(texts: Iterable[str], scratch: Path, report: Report) -> list[SourceRecord]:
+def find_records(texts: Iterable[str], new_folder: Callable[[], Path], report: Report) -> list[SourceRecord]:
     """Give the records that ``texts`` name, sorted by key.
 
     Args:
         texts: folders, shards, or patterns of them.
-        scratch: compressed shards are unpacked into files there.
+        new_folder: makes a folder for the unpacked bytes of a compressed shard.
         report: told of records and files that are left out.
 
     Raises:
@@ -100,14 +101,20 @@ def find_records(texts: Iterable[str], scratch: Path, report: Report) -> list[So
     """
     found: dict[str, SourceRecord] = {}
     odd: list[Place] = []
+    twice = 0
     named = (place for text in texts for place in expand(text) if not is_index(place.name))
     for place in dict.fromkeys(named):
-        for record in _records_at(place, scratch, report, odd):
+        for record in _records_at(place, new_folder, report, odd):
             other = found.setdefault(record.key, record)
+            twice += other is not record
             if other is not record and read_source(other).files() != read_source(record).files():
                 raise DatasetError(
                     f"{record.place}: record {record.key} is in {other.place} too, with other contents; keep one"
                 )
+    if twice:
+        report.say(
+            f"the sources hold {twice} records more than once, with the same contents; each is taken once"
+        )
     if odd:
         report.warn(f"{len(odd)} files that are no record's are left out, the first is {odd[0]}")
     folded: dict[str, str] = {}
@@ -133,7 +140,12 @@ def read_source(source: SourceRecord) -> Record:
             contents = read_entry(file, source.entry, str(source.place)).contents
         return from_files(source.key, contents, f"{source.place}:{source.key}")
     except RecordError as error:
-        raise ShardError(str(error)) from error
+        raise ShardError(f"{error}; all damage: vshard verify {source.origin}") from error
+
+
+def source_files(source: SourceRecord) -> Iterable[tuple[str, bytes]]:
+    """Give a record's files one after the other; see :func:`read_source`."""
+    return folder_files(source.place) if source.entry is None else read_source(source).files().items()
 
 
 def fingerprint_of(records: Iterable[SourceRecord]) -> str:
@@ -146,12 +158,14 @@ def fingerprint_of(records: Iterable[SourceRecord]) -> str:
     return digest.hexdigest()
 
 
-def _records_at(place: Place, scratch: Path, report: Report, odd: list[Place]) -> list[SourceRecord]:
+def _records_at(
+    place: Place, new_folder: Callable[[], Path], report: Report, odd: list[Place]
+) -> list[SourceRecord]:
     there = facts(place)
     if there is None:
         raise DatasetError(f"{place}: no such folder or file; check the path")
     if not there.is_folder:
-        return _in_shard(_check_shard(place), there, scratch)
+        return _in_shard(_check_shard(place), there, new_folder)
     if holds_frames(place):
         return [_in_folder(place, odd)]
     folders, shards = list_record_folders(place), list_shards(place)
@@ -161,7 +175,7 @@ def _records_at(place: Place, scratch: Path, report: Report, odd: list[Place]) -
             "DATA/train, or make records with: vshard generate"
         )
     if not folders:
-        return [record for shard in shards for record in _records_at(shard, scratch, report, odd)]
+        return [record for shard in shards for record in _records_at(shard, new_folder, report, odd)]
     keys = {folder.name for folder in folders}
     left = sum(entry.key not in keys for shard in shards for entry in load_index(shard).records)
     if left:
@@ -183,8 +197,8 @@ def _in_folder(folder: Place, odd: list[Place]) -> SourceRecord:
     return SourceRecord(folder.name, folder, folder, None, sum(map(member_bytes, sizes)), stamp)
 
 
-def _in_shard(shard: Place, there: Entry, scratch: Path) -> list[SourceRecord]:
-    place = unpacked(shard, scratch) if is_compressed(shard.name) else shard
+def _in_shard(shard: Place, there: Entry, new_folder: Callable[[], Path]) -> list[SourceRecord]:
+    place = unpacked(shard, new_folder()) if is_compressed(shard.name) else shard
     records = []
     for entry in load_index(shard).records:
         sizes = [member.length for member in entry.members]
@@ -195,12 +209,9 @@ def _in_shard(shard: Place, there: Entry, scratch: Path) -> list[SourceRecord]:
     return records
 
 
-def unpacked(shard: Place, scratch: Path) -> Path:
-    """Write the tar inside a compressed shard to a file in ``scratch``, for reading it in any order."""
-    target = (
-        scratch
-        / f"{hashlib.sha256(str(shard).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}{names.SHARD_SUFFIX}"
-    )
+def unpacked(shard: Place, folder: Path) -> Path:
+    """Write the tar inside a compressed shard to a file in ``folder``, for reading it in any order."""
+    target = folder / f"unpacked{names.SHARD_SUFFIX}"
     with writing(target), open_shard(shard) as packed, target.open("wb") as file:
         while block := packed.read(1 << 20):
             file.write(block)

@@ -28,7 +28,7 @@ from ..base.report import Report
 from ..base.seeds import derived_seed
 from ..base.stores import Place, facts, list_folder, make_place, read_file, remove, write_whole
 from ..records import names
-from .holdings import Holdings, check_whole, look, read_each
+from .holdings import SPLITS, Holdings, check_whole, look, read_each
 from .listing import tell_origin
 from .move import move, plan_move, read_plan
 from .videos import Origin, video_ids, video_names
@@ -177,6 +177,10 @@ def _check(options: SplitOptions) -> None:
     train = options.data / "train"
     there = facts(train)
     if there is None or not there.is_folder:
+        if options.data.name in SPLITS and facts(options.data) is not None:
+            raise DatasetError(
+                f"{options.data}: is a split of a dataset; give the folder that holds train/: {options.data.parent}"
+            )
         raise DatasetError(f"{train}: no such folder; give the folder that holds train/ (and eval/)")
     for name in ("train", "eval", names.STATE_FOLDER):
         root = options.data

@@ -14,39 +14,52 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.errors import DatasetError, RecordError, ShardError, StoreError
+from ..base.files import PART_SUFFIX
 from ..base.jobs import Meter, run_jobs
 from ..base.pipes import Pipe, parse_pipe
 from ..base.report import Report
 from ..base.stores import Entry, Place, Remote, expand, facts, list_folder, read_file
 from ..records import names
 from ..records.record import is_record_file, read_folder
-from .check import Finding, Problem, check_record, check_shard, digest_of, printable, without
+from .check import Finding, check_record, check_shard, digest_of, without
 from .index import MAX_INDEX_BYTES, index_possible, parse_index
+from .indexing import Problem
 
 SPLITS = ("train", "eval")
+# Forms of what lies in a split and is nothing of it: an empty folder, where a record may have been, and all else.
+EMPTY, STRAY = "empty", "stray"
 # A job of so many record folders is long enough to be worth a thread's while.
 _FOLDERS_A_JOB = 32
 
 
 class Target(NamedTuple):
-    """One thing to verify; ``form`` as in :class:`Finding`. ``size_bytes`` is None where only reading tells it."""
+    """One thing to verify; ``form`` as in :class:`Finding`. ``size_bytes`` is None where only reading tells it.
+
+    What lies in a split and is neither a shard, an index nor a record has the form "empty" (a folder) or "stray".
+    """
 
     place: Place | Pipe
     form: str
     size_bytes: int | None
 
+    @property
+    def is_stray(self) -> bool:
+        """Whether it is nothing of its split, so that there is nothing to check."""
+        return self.form in (EMPTY, STRAY)
+
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found, a finding a target in their order.
+    """What was found, a finding a target that is no stray, in their order.
 
     ``remarks`` are no damage. ``twice``: for a shard, which of its keys an earlier shard of its folder holds, and
-    which shard that is.
+    which shard that is. ``twins``: for a damaged record folder, the first shard beside it that holds it whole.
     """
 
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...]
     twice: dict[Place | Pipe, dict[str, Place]]
+    twins: dict[Place | Pipe, Place]
 
     @property
     def damaged(self) -> tuple[Finding, ...]:
@@ -106,12 +119,13 @@ def find_shards_in(texts: Iterable[str]) -> tuple[Place, ...]:
 
 
 def verify(targets: Iterable[Target], jobs: int, report: Report) -> Verified:
-    """Check every target, ``jobs`` at a time.
+    """Check every target, ``jobs`` at a time; strays are only remarked upon.
 
     Raises:
         StoreError: a store cannot be reached, or the command of a pipe fails.
     """
-    targets = tuple(targets)
+    every = tuple(targets)
+    targets = tuple(target for target in every if not target.is_stray)
     sizes = [target.size_bytes for target in targets]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
     report.start("verifying", total, "bytes")
@@ -119,9 +133,11 @@ def verify(targets: Iterable[Target], jobs: int, report: Report) -> Verified:
     report.finish()
     by_place = {checked.finding.place: checked for batch in batches for checked in batch}
     checked = [by_place[target.place] for target in targets]
-    twice = _find_twice(checked)
+    holders, twice = _find_holders(checked)
     findings = [_with_twice(one, twice.get(one.finding.place, {}), by_place) for one in checked]
-    return Verified(tuple(findings), tuple(_differing(checked)), twice)
+    twins, remarks = _compare_folders(checked, holders, by_place)
+    remarks += _tell_strays([target for target in every if target.is_stray])
+    return Verified(tuple(findings), tuple(remarks), twice, twins)
 
 
 def _targets_at(place: Place) -> list[Target]:
@@ -137,9 +153,13 @@ def _targets_at(place: Place) -> list[Target]:
         return [_folder_target(named, entries)]
     found = _targets_in(place, entries)
     there_too = {entry.name for entry in entries if entry.is_folder}
-    for split in (place / name for name in SPLITS if name in there_too):
+    splits = [place / name for name in SPLITS if name in there_too]
+    if splits:
+        # A dataset's folder may hold anything.
+        found = [target for target in found if not target.is_stray]
+    for split in splits:
         found += _targets_in(split, list_folder(split))
-    if not found:
+    if all(target.is_stray for target in found):
         raise DatasetError(
             f"{place}: nothing to verify: no shard (*.tar, *.tar.zst) and no record folder (KEY/0000_C.png, …); give a "
             "shard, a split such as DATA/train, or the dataset's folder"
@@ -153,13 +173,18 @@ def _targets_in(split: Place, entries: list[Entry]) -> list[Target]:
     for name, entry in files.items():
         if names.is_shard(name):
             found.append(Target(split / name, "shard", entry.size_bytes))
-        elif _is_index(name) and name.removesuffix(names.INDEX_SUFFIX) not in files:
-            found.append(Target(split / name, "index", entry.size_bytes))
+        elif _is_index(name):
+            if name.removesuffix(names.INDEX_SUFFIX) not in files:
+                found.append(Target(split / name, "index", entry.size_bytes))
+        elif not name.startswith(".") and not name.endswith(PART_SUFFIX):
+            found.append(Target(split / name, STRAY, 0))
     for entry in entries:
         if entry.is_folder and entry.name != names.STATE_FOLDER:
             inside = list_folder(split / entry.name)
             if _is_record(inside):
                 found.append(_folder_target(split / entry.name, inside))
+            elif not entry.name.startswith("."):
+                found.append(Target(split / entry.name, STRAY if inside else EMPTY, 0))
     return found
 
 
@@ -232,7 +257,7 @@ def _check_folder(folder: Place) -> tuple[Finding, str]:
         check_record(record, str(folder))
         digest = digest_of(record)
     except RecordError as error:
-        problem = printable(without(str(error), folder))
+        problem = names.printable(without(str(error), folder))
         ours = [entry for entry in list_folder(folder) if is_record_file(entry.name)]
         frames = sum(entry.name.endswith("_C.png") for entry in ours)
         size_bytes = sum(entry.size_bytes for entry in ours)
@@ -252,7 +277,7 @@ def _check_orphan(index: Place) -> Finding:
     except StoreError as error:
         if isinstance(index, Remote):
             raise
-        data, unreadable = b"", [Problem(None, printable(without(str(error), index)))]
+        data, unreadable = b"", [Problem(None, names.printable(without(str(error), index)))]
     parsed = parse_index(data)
     records = () if parsed is None or not index_possible(parsed) else parsed.records
     lost = [Problem(record.key, f"{record.key}: was in it") for record in records]
@@ -261,8 +286,13 @@ def _check_orphan(index: Place) -> Finding:
     return Finding(index, "index", len(records), frames, len(data), None, problems)
 
 
-def _find_twice(checked: list[_Checked]) -> dict[Place | Pipe, dict[str, Place]]:
-    """Give for each shard its keys that are in an earlier one of its folder, earlier by name."""
+def _find_holders(
+    checked: list[_Checked],
+) -> tuple[dict[tuple[Place, str], Place], dict[Place | Pipe, dict[str, Place]]]:
+    """Give the first shard, by name, that holds a folder's record whole, by (folder, key); and who else holds it.
+
+    That is, for each shard, its keys that are in an earlier one of its folder, with that one.
+    """
     holders: dict[tuple[Place, str], Place] = {}
     twice: dict[Place | Pipe, dict[str, Place]] = {}
     for one in sorted(checked, key=lambda one: str(one.finding.place)):
@@ -273,7 +303,7 @@ def _find_twice(checked: list[_Checked]) -> dict[Place | Pipe, dict[str, Place]]
             holder = holders.setdefault((shard.parent, key), shard)
             if holder != shard:
                 twice.setdefault(shard, {})[key] = holder
-    return twice
+    return holders, twice
 
 
 def _with_twice(one: _Checked, held: dict[str, Place], by_place: dict[Place | Pipe, _Checked]) -> Finding:
@@ -286,19 +316,33 @@ def _with_twice(one: _Checked, held: dict[str, Place], by_place: dict[Place | Pi
     return replace(one.finding, problems=one.finding.problems + tuple(problems))
 
 
-def _differing(checked: list[_Checked]) -> Iterable[str]:
-    """Tell of records that lie in a folder and in a shard beside it and are not the same."""
-    in_shards = {
-        (one.finding.place.parent, key): (one.finding.place, digest)
-        for one in checked
-        if one.finding.form == "shard" and not isinstance(one.finding.place, Pipe)
-        for key, digest in one.digests.items()
-    }
+def _compare_folders(
+    checked: list[_Checked], holders: dict[tuple[Place, str], Place], by_place: dict[Place | Pipe, _Checked]
+) -> tuple[dict[Place | Pipe, Place], list[str]]:
+    """Compare record folders with the shards beside them: give who holds damaged ones whole, and tell what differs."""
+    twins: dict[Place | Pipe, Place] = {}
+    remarks = []
     for one in checked:
         folder = one.finding.place
         if one.finding.form != "folder" or isinstance(folder, Pipe):
             continue
-        for key, digest in one.digests.items():
-            shard, other = in_shards.get((folder.parent, key), (None, digest))
-            if shard is not None and other != digest:
-                yield f"{folder}: differs from record {key} in {shard.name}; training reads the shard's"
+        key = folder.name
+        shard = holders.get((folder.parent, key))
+        if shard is None:
+            continue
+        if key not in one.digests:
+            twins[folder] = shard
+        elif one.digests[key] != by_place[shard].digests[key]:
+            remarks.append(f"{folder}: differs from record {key} in {shard.name}; training reads the shard's")
+    return twins, remarks
+
+
+def _tell_strays(strays: list[Target]) -> list[str]:
+    """Say what lies in splits and belongs to none, on a line: how many, and the first, an empty folder if one is."""
+    if not strays:
+        return []
+    first = min(strays, key=lambda target: target.form != EMPTY)
+    named = f"{first.place} (an empty folder)" if first.form == EMPTY else str(first.place)
+    others = len(strays) - 1
+    which = f"{named} and {others} more are" if others else f"{named} is"
+    return [f"{which} neither shard, index nor record; training leaves {'them' if others else 'it'} out"]

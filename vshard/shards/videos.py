@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..records import names
+
 # Our keys end in _{FILE_HASH}_{SEQUENCE_NO}, the original's in _{FILE_HASH}_{sequence}_{sample}.
 _HASHED = re.compile(r"(?:.*_)?([0-9a-f]{8})_\d+(?:_\d+)?")
 _NUMBER = re.compile(r"_?\d+$")
@@ -36,11 +38,6 @@ def stem_of(key: str) -> str:
     return _NUMBER.sub("", key) or key
 
 
-def printable(text: str) -> str:
-    """Leave nothing in a stranger's text that steers a terminal or cannot be written: "?" stands for it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def video_ids(origins: Iterable[Origin]) -> dict[str, str]:
     """Give the video of each record: key -> a name that exactly the records of one video share.
 
@@ -61,7 +58,7 @@ def video_ids(origins: Iterable[Origin]) -> dict[str, str]:
 def video_names(origins: Iterable[Origin], videos: dict[str, str]) -> dict[str, str]:
     """Give each video what to call it before people: its file's name, its FILE_HASH, or what its keys share.
 
-    A file's name is a stranger's text: see :func:`printable`.
+    A file's name is a stranger's text: see :func:`names.printable`.
     """
     called: dict[str, str] = {}
     for origin in sorted(set(origins)):
@@ -69,7 +66,7 @@ def video_names(origins: Iterable[Origin], videos: dict[str, str]) -> dict[str, 
         other = f"video {hashed}" if hashed else stem_of(origin.key)
         video = videos[origin.key]
         if origin.source or video not in called:
-            called[video] = printable(origin.source) or other
+            called[video] = names.printable(origin.source) or other
     return called
 
 

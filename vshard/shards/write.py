@@ -23,13 +23,16 @@ from ..base.errors import ShardError
 from ..base.files import finish_file, part_of, writing
 from ..base.stores import remove
 from ..records import names
-from ..records.record import Record, metadata_digest
+from ..records.record import Record
 from .contents import is_compressed
+from .image import Images, RecordImage, member_bytes
 from .index import Member, RecordEntry, ShardIndex, index_place, scan_part, write_index
-from .tar import BLOCK_BYTES, END_MARK, header_bytes, padded
+from .tar import END_MARK
 
 # One number or more give the same bytes, none gives others.
 _ZSTD_THREADS = 2
+# Pieces that wait to be hashed.
+_WAITING_MOST = 2
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,12 @@ def record_bytes(record: Record) -> int:
     return sum(member_bytes(len(data)) for data in record.files().values())
 
 
-def member_bytes(size: int) -> int:
-    """Give the bytes that a file of ``size`` bytes takes in a shard."""
-    return BLOCK_BYTES + padded(size)
-
-
 class ShardStream:
     """One shard on its way into an open file: records go in, its index comes out."""
 
     def __init__(self, file: BinaryIO, shard: str) -> None:
         """Begin an empty shard; ``shard`` is its file's name and tells whether it is compressed."""
+        self._images = Images()
         self._sink = _HashingSink(file)
         self._shard = shard
         self._entries: list[RecordEntry] = []
@@ -76,26 +75,28 @@ class ShardStream:
 
     def add_files(self, key: str, contents: Mapping[str, bytes]) -> None:
         """Append a record's files as they are, in this order."""
-        members = []
-        parts = []
-        for file, data in contents.items():
-            members.append(Member(file, self.tar_bytes + BLOCK_BYTES, len(data)))
-            parts += [
-                header_bytes(names.member_name(key, file), len(data)),
-                data,
-                bytes(padded(len(data)) - len(data)),
-            ]
-            self.tar_bytes += member_bytes(len(data))
-        self._write(parts)
-        metadata = contents.get(names.METADATA_FILE)
-        digest = "" if metadata is None else metadata_digest(metadata)
-        self._entries.append(RecordEntry(key, digest, tuple(members)))
+        self.add_image(self._images.make(key, contents.items()))
+
+    def add_image(self, image: RecordImage) -> None:
+        """Append a record; its image is released when it has been hashed."""
+        members = tuple(
+            Member(member.file, self.tar_bytes + member.offset, member.length) for member in image.members
+        )
+        self._entries.append(RecordEntry(image.key, image.digest, members))
+        self.tar_bytes += len(image.data)
+        if self._compressing is None:
+            self._sink.write_image(image)
+        else:
+            self._compressing.write(image.data)
+            image.release()
 
     def end(self) -> ShardIndex:
         """Write the end mark; give the index of what the file now holds."""
-        self._write([END_MARK])
         self.tar_bytes += len(END_MARK)
-        if self._compressing is not None:
+        if self._compressing is None:
+            self._sink.write(END_MARK)
+        else:
+            self._compressing.write(END_MARK)
             self._compressing.close()  # type: ignore[no-untyped-call]
         return ShardIndex(
             shard=self._shard,
@@ -105,12 +106,6 @@ class ShardStream:
             records=tuple(self._entries),
         )
 
-    def _write(self, parts: list[bytes]) -> None:
-        if self._compressing is None:
-            self._sink.write_parts(parts)
-        else:
-            self._compressing.write(b"".join(parts))
-
 
 class _HashingSink:
     """A file that counts and hashes what goes into it; hashing is a thread's, beside the writing."""
@@ -119,20 +114,16 @@ class _HashingSink:
         self._file = file
         self._hash = hashlib.sha256()
         self._hashing = ThreadPoolExecutor(1, thread_name_prefix=f"{THREAD_NAME}hash")
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: deque[tuple[Future[None], RecordImage | None]] = deque()
         self.size_bytes = 0
 
     def write(self, data: bytes) -> int:
-        self.write_parts([data])
+        self._append(data, None)
         return len(data)
 
-    def write_parts(self, parts: list[bytes]) -> None:
-        """Append ``parts``; at most three calls' worth waits to be hashed."""
-        while len(self._waiting) > 2:
-            self._waiting.popleft().result()
-        self._waiting.append(self._hashing.submit(self._update, parts))
-        self._file.writelines(parts)
-        self.size_bytes += sum(map(len, parts))
+    def write_image(self, image: RecordImage) -> None:
+        """Append an image; it is released once it is written and hashed."""
+        self._append(image.data, image)
 
     def take_up(self, file: BinaryIO) -> None:
         """Count and hash what ``file`` holds from where it is, without writing it."""
@@ -142,14 +133,23 @@ class _HashingSink:
 
     def hexdigest(self) -> str:
         """Give the SHA-256 of everything; nothing can be written after it."""
+        self._wait(0)
         self._hashing.shutdown()
-        while self._waiting:
-            self._waiting.popleft().result()
         return self._hash.hexdigest()
 
-    def _update(self, parts: list[bytes]) -> None:
-        for part in parts:
-            self._hash.update(part)
+    def _append(self, data: bytes | memoryview, image: RecordImage | None) -> None:
+        self._wait(_WAITING_MOST)
+        self._waiting.append((self._hashing.submit(self._hash.update, data), image))
+        self._file.write(data)
+        self.size_bytes += len(data)
+
+    def _wait(self, held: int) -> None:
+        """Wait until no more than ``held`` pieces are to be hashed."""
+        while len(self._waiting) > held:
+            hashed, image = self._waiting.popleft()
+            hashed.result()
+            if image is not None:
+                image.release()
 
 
 class ShardWriter:
