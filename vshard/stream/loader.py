@@ -1,7 +1,7 @@
 """Samples through worker processes: a WebDataset pipeline of named stages under its loader.
 
-The workers take the positions of an epoch by turns and the loader collects them by turns, so the samples come in
-the plan's order whatever the number of workers. What crosses the process border is uint8.
+The workers take the positions of an epoch by turns, two on end, and the loader collects them by turns, so the samples
+come in the plan's order whatever the number of workers. What crosses the process border is uint8.
 """
 
 from __future__ import annotations
@@ -10,35 +10,85 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import webdataset
 from torch.utils.data import get_worker_info
 
-from ..base.errors import VshardError, WorkerError
-from .order import share_of
-from .samples import Sample, evaluation_sample, training_sample
+from ..base.errors import RecordError, VshardError, WorkerError
+from ..base.memory import keep_freed_memory
+from .cache import OpenShards, ShardCache
+from .order import EpochPlan, share
+from .reader import Reader
+from .samples import Pictures, Sample, evaluation_sample, new_pictures, training_sample
+from .slots import InSlot, Slots
 from .split import Split
 
+ON_ERROR = ("raise", "skip")
+# A dataset of which so many samples in a row cannot be read is not to be trained on.
+SKIPPED_IN_A_ROW_MAX = 20
+# Copies of shards that a worker keeps open, where a split is in a store.
+_OPEN_SHARDS = 2
+# Samples that a worker is ahead of the trainer, and those that the trainer works on at a time.
+_AHEAD, _IN_HAND = 4, 3
+# Samples a message: each wakes four threads, which takes 1 ms of CPU in all.
+_TOGETHER = 2
+# A sample that cannot be read is replaced by that of another record; so many are tried.
+_SUBSTITUTES = 3
+
+
+class Skipped(NamedTuple):
+    """A sample that could not be read: why, and what stands in for it so that ranks keep step (with weight 0)."""
+
+    reason: str
+    substitute: Sample | None
+
+
+class Unread(NamedTuple):
+    """A :class:`Skipped` on its way out of a stage."""
+
+    reason: str
+    substitute: Sample | InSlot | None
+
+
 # A worker hands an error over as a value: raised there, it would come with the worker's traceback in its text.
-Loaded = Sample | VshardError
+Loaded = Sample | InSlot | Unread | VshardError
+# Of a pipeline: called with what the stage before gives, the first one with nothing.
+Stage = Callable[..., Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which of the run's processes this is, from 0, and how many there are."""
+
+    number: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True)
 class Positions:
-    """First stage: the positions and records of an epoch that fall to this worker."""
+    """First stage: the positions and records of an epoch that fall to this worker.
 
-    plan: np.ndarray
+    ``records``: (N,) int64, what the plan's numbers stand for.
+    """
+
+    plan: EpochPlan
+    records: np.ndarray
     start: int
+    rank: Rank
 
     def __call__(self) -> Iterator[tuple[int, int]]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        for position in share_of(self.plan, start=self.start, worker=worker, workers=workers):
-            yield int(position), int(self.plan[position])
+        for positions in _share(len(self.plan), self.rank, self.start):
+            records = self.records[self.plan.records_at(positions)]
+            yield from zip(positions.tolist(), records.tolist(), strict=True)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return self()
@@ -46,18 +96,43 @@ class Positions:
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """Second stage: read, crop and augment."""
+    """Second stage: read, crop and augment. ``cache``: for a split in a store."""
 
     split: Split
     seed: int
     epoch: int
+    length: int
+    on_error: str = "raise"
+    cache: ShardCache | None = None
+    slots: Slots | None = None
 
     def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Loaded]:
-        for position, record in positions:
+        with closing(_reader(self.split, self.cache)) as reader:
+            for position, record in positions:
+                try:
+                    yield self._draw(reader, record, position, float(position < self.length))
+                except VshardError as error:
+                    if self.on_error == "skip" and isinstance(error, RecordError):
+                        yield Unread(str(error), self._substitute(reader, record, position))
+                    else:
+                        yield error
+
+    def _draw(self, reader: Reader, record: int, position: int, weight: float) -> Sample | InSlot:
+        def make(into: Pictures) -> Sample:
+            sample = training_sample(
+                reader, record, seed=self.seed, epoch=self.epoch, position=position, into=into
+            )
+            return replace(sample, weight=weight)
+
+        return _or_fetched_anew(lambda: drawn(make, self.slots), reader, record)
+
+    def _substitute(self, reader: Reader, record: int, position: int) -> Sample | InSlot | None:
+        for further in range(1, _SUBSTITUTES + 1):
             try:
-                yield training_sample(self.split, record, seed=self.seed, epoch=self.epoch, position=position)
-            except VshardError as error:
-                yield error
+                return self._draw(reader, (record + further) % len(self.split), position, 0.0)
+            except RecordError:
+                continue
+        return None
 
 
 @dataclass(frozen=True)
@@ -65,52 +140,98 @@ class EvaluationSamples:
     """Second stage of an evaluation: read and crop, nothing drawn."""
 
     split: Split
+    cache: ShardCache | None = None
+    slots: Slots | None = None
 
     def __call__(self, positions: Iterable[tuple[int, int]]) -> Iterator[Loaded]:
-        for position, record in positions:
-            try:
-                yield evaluation_sample(self.split, record, position=position)
-            except VshardError as error:
-                yield error
+        with closing(_reader(self.split, self.cache)) as reader:
+            for position, record in positions:
+                make = partial(_evaluation_sample, reader, record, position)
+                try:
+                    yield _or_fetched_anew(partial(drawn, make, self.slots), reader, record)
+                except VshardError as error:
+                    yield error
 
 
-def training_loader(
-    split: Split, plan: np.ndarray, *, seed: int, epoch: int, start: int, workers: int
+class Messages:
+    """Last stage: what goes to the trainer together; in the trainer's process each by itself."""
+
+    def __call__(self, samples: Iterable[Loaded]) -> Iterator[list[Loaded]]:
+        together = 1 if get_worker_info() is None else _TOGETHER
+        left = iter(samples)
+        while message := list(islice(left, together)):
+            yield message
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """First stage of an evaluation: every record once, in order; each of several ranks takes every so manyth."""
+
+    count: int
+    rank: Rank = Rank()
+
+    def __call__(self) -> Iterator[tuple[int, int]]:
+        for positions in _share(self.count, self.rank, 0):
+            # Fillers, which keep ranks in step, are not needed here.
+            for record in positions[positions < self.count].tolist():
+                yield record, record
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return self()
+
+
+def evaluation_loader(
+    split: Split, *, workers: int, cache: ShardCache | None = None, rank: Rank | None = None
 ) -> Iterator[Sample]:
-    """Load the samples ``plan[start:]`` of an epoch in order.
+    """Load every record of ``split`` that falls to ``rank`` once, in order, for evaluation."""
+    order = InOrder(len(split), rank or Rank())
+    for loaded in load([order], partial(EvaluationSamples, split, cache), workers):
+        assert isinstance(loaded, Sample)
+        yield loaded
+
+
+def load(
+    stages: Sequence[Stage], make_last: Callable[..., Stage], workers: int
+) -> Iterator[Sample | Skipped]:
+    """Run a pipeline in ``workers`` processes, 0 for this one, giving what comes out of it in order.
 
     Args:
-        split: the records.
-        plan: (draws,) int64 record indexes, from :func:`vshard.stream.order.plan_epoch`.
-        seed: the run's seed.
-        epoch: from 1.
-        start: samples of this epoch that were consumed before.
-        workers: processes; 0 loads in this one.
+        stages: all but the last.
+        make_last: makes the stage that draws samples; its ``slots`` are the memory for them, None in this process.
+        workers: how many processes.
+
+    Raises:
+        VshardError: a worker's error, or a :class:`WorkerError` where a worker died.
     """
-    return _load(Positions(plan, start), TrainingSamples(split, seed, epoch), workers)
-
-
-def evaluation_loader(split: Split, *, workers: int) -> Iterator[Sample]:
-    """Load every record of ``split`` once, in order, for evaluation."""
-    return _load(Positions(np.arange(len(split)), 0), EvaluationSamples(split), workers)
-
-
-def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, workers: int) -> Iterator[Sample]:
-    pipeline = webdataset.DataPipeline(positions, stage)
-    loader = webdataset.WebLoader(
-        pipeline,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
-        collate_fn=_as_it_is,
-    )
+    slots = _slots(workers) if workers else None
+    pipeline = webdataset.DataPipeline(*stages, make_last(slots=slots), Messages())
     others = set(multiprocessing.active_children())
     try:
-        for loaded in loader:
-            if isinstance(loaded, VshardError):
-                raise loaded
-            yield loaded
+        # Nothing else may hold on to torch's iterator: it takes workers that are ended for ones that died.
+        with telling_dead_workers():
+            for loaded in chain.from_iterable(_begun(pipeline, workers)):
+                if isinstance(loaded, VshardError):
+                    raise loaded
+                if isinstance(loaded, Unread):
+                    other = loaded.substitute
+                    yield Skipped(loaded.reason, None if other is None else _opened(other, slots))
+                else:
+                    yield _opened(loaded, slots)
+    finally:
+        # Left before its end, torch waits five seconds for each worker that is still handing over a sample.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+
+
+@contextmanager
+def telling_dead_workers() -> Iterator[None]:
+    """Tell of a loader process that died in our words, wherever this process is when torch hears of it.
+
+    Raises:
+        WorkerError: one died.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if isinstance(error, VshardError) or "DataLoader worker" not in str(error):
             raise
@@ -118,15 +239,87 @@ def _load(positions: Positions, stage: TrainingSamples | EvaluationSamples, work
             "a loader process died (killed, or out of memory); the same command with --resume goes on, with fewer "
             "--num-workers if memory is short"
         ) from error
-    finally:
-        # Left before its end, torch waits five seconds for each worker that is still handing over a sample.
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+
+
+def _begun(pipeline: webdataset.DataPipeline, workers: int) -> Iterator[list[Loaded]]:
+    """Start worker processes and give what comes from them."""
+    with warnings.catch_warnings():
+        # More than there are processors: the user has said how many.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = webdataset.WebLoader(
+            pipeline,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=_AHEAD // _TOGETHER if workers else None,
+            worker_init_fn=_one_thread if workers else None,
+            collate_fn=_as_it_is,
+        )
+        messages = iter(loader)
+        # The workers start with the first.
+        first = list(islice(messages, 1))
+    return chain(first, messages)
+
+
+def _share(length: int, rank: Rank, start: int) -> Iterator[np.ndarray]:
+    """Give this worker's positions of ``length``; see :func:`.order.share`."""
+    info = get_worker_info()
+    worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+    return share(
+        length,
+        rank=rank.number,
+        ranks=rank.count,
+        worker=worker,
+        workers=workers,
+        start=start,
+        together=_TOGETHER,
+    )
+
+
+def _reader(split: Split, cache: ShardCache | None) -> Reader:
+    return Reader(split, None if cache is None else OpenShards(cache, _OPEN_SHARDS))
+
+
+def _slots(workers: int) -> Slots:
+    try:
+        # Of a message with more than one, the others wait in the trainer.
+        return Slots(workers, _AHEAD + _IN_HAND + _TOGETHER - 1)
+    except (OSError, RuntimeError) as error:
+        raise WorkerError(
+            f"no memory can be shared with {workers} loader processes ({error}); take fewer --num-workers"
+        ) from error
+
+
+def drawn(make: Callable[[Pictures], Sample], slots: Slots | None) -> Sample | InSlot:
+    """Make a sample in a free slot, or in memory of its own where there are no slots."""
+    return make(new_pictures()) if slots is None else slots.draw(make)
+
+
+def _evaluation_sample(reader: Reader, record: int, position: int, into: Pictures) -> Sample:
+    return evaluation_sample(reader, record, position=position, into=into)
+
+
+def _opened(sent: Sample | InSlot, slots: Slots | None) -> Sample:
+    if isinstance(sent, Sample):
+        return sent
+    assert slots is not None, "a sample in a slot of no memory"
+    return slots.open(sent)
+
+
+def _or_fetched_anew(draw: Callable[[], Sample | InSlot], reader: Reader, record: int) -> Sample | InSlot:
+    """Draw a sample; where a copy in the cache is damaged, once more from a new one."""
+    try:
+        return draw()
+    except RecordError:
+        if not reader.forget(record):
+            raise
+    return draw()
 
 
 def _one_thread(_worker: int) -> None:
     """A worker decodes on one thread, the trainer needs the others; and it leaves Ctrl-C to the trainer."""
     torch.set_num_threads(1)
+    # Else 120 pages a sample go back to the system and come again: a twentieth of its time.
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -140,5 +333,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _as_it_is(loaded: Loaded) -> Loaded:
-    return loaded
+def _as_it_is(message: list[Loaded]) -> list[Loaded]:
+    return message

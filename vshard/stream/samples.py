@@ -7,15 +7,18 @@ by :func:`finish`. Every draw comes from the sample's own generator, so a sample
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..base.errors import RecordError
 from ..base.seeds import generator
-from ..records.png import decode_png
-from .split import Split, read_files
+from ..records.png import png_size
+from ..records.png_crop import decode_crop, decode_mask
+from .holes import count_frames, grow, to_frames, to_planes, to_planes_and_sum
+from .reader import File, Records
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +32,32 @@ OUTER_DILATION_MAX_PX = 20
 INNER_DILATION_MAX_PX = 4
 
 
+class Colour(NamedTuple):
+    """How a sample's colours change; see :class:`Sample`."""
+
+    gray: bool
+    scale: np.ndarray
+    bias: np.ndarray
+
+
+class Pictures(NamedTuple):
+    """Where a sample's pictures go: ``rgb`` and ``hole`` of a :class:`Sample`."""
+
+    rgb: np.ndarray
+    hole: np.ndarray
+
+
+_UNCHANGED = Colour(False, np.ones(3, np.float32), np.zeros(3, np.float32))
+
+
 @dataclass(frozen=True, repr=False)
 class Sample:
     """What training sees, before floats.
 
     ``rgb``: (12, 256, 256, 3) uint8. ``hole``: (12, 256, 256) bool, True = to fill. ``gray``: whether the colours
     become gray. ``scale``, ``bias``: (3,) float32, colour = colour * scale + bias. ``position``: place in the epoch.
+    ``weight``: 0 for one that only keeps ranks in step, else 1. The pictures of loader processes lie in memory that is
+    used again once the arrays are gone: who holds on to many makes the loader slower.
     """
 
     rgb: np.ndarray
@@ -44,54 +67,59 @@ class Sample:
     bias: np.ndarray
     key: str
     position: int
+    weight: float = 1.0
 
     def __repr__(self) -> str:
         return f"Sample({self.key} at {self.position}, rgb {self.rgb.shape})"
 
 
-def training_sample(split: Split, record: int, *, seed: int, epoch: int, position: int) -> Sample:
+def new_pictures() -> Pictures:
+    """Give memory for one sample's pictures."""
+    shape = (FRAMES, CROP_PX, CROP_PX)
+    return Pictures(np.empty((*shape, 3), np.uint8), np.empty(shape, bool))
+
+
+def training_sample(
+    reader: Records, record: int, *, seed: int, epoch: int, position: int, into: Pictures | None = None
+) -> Sample:
     """Draw a sample of ``record``: random 12 frames, colour, dilations, best of four crops by mask sum.
+
+    ``into``: where its pictures go; None for new memory.
 
     Raises:
         RecordError: the record has fewer than 12 frames, is smaller than 256 pixels, or is damaged.
     """
     rng = generator(seed, "sample", epoch, position)
-    first = int(rng.integers(0, _check_frames(split, record) - FRAMES + 1))
-    chosen = list(range(first, first + FRAMES))
-    if rng.random() < 0.5:
-        chosen.reverse()
-    gray, scale, bias = _draw_colour(rng)
-    masks = _read_masks(split, record, chosen)
-    if rng.random() < 0.5:
-        masks = grow(masks, int(rng.integers(1, OUTER_DILATION_MAX_PX + 1)))
-    if rng.random() < 0.25:
-        steps = int(rng.integers(1, INNER_DILATION_MAX_PX + 1))
-        masks = grow(masks[..., ::-1], steps)[..., ::-1]
-    height, width = masks.shape[1:]
-    rows = rng.integers(0, height - CROP_PX + 1, CROP_CANDIDATES)
-    columns = rng.integers(0, width - CROP_PX + 1, CROP_CANDIDATES)
-    row, column = _fullest(masks, list(zip(rows.tolist(), columns.tolist(), strict=True)))
-    return _cut(split, record, chosen, masks, row, column, gray, scale, bias, position)
+    first = int(rng.integers(0, _check_frames(reader, record) - FRAMES + 1))
+    backwards = rng.random() < 0.5
+    colour = _draw_colour(rng)
+    right = int(rng.integers(1, OUTER_DILATION_MAX_PX + 1)) if rng.random() < 0.5 else 0
+    left = int(rng.integers(1, INNER_DILATION_MAX_PX + 1)) if rng.random() < 0.25 else 0
+
+    def choose(height: int, width: int) -> list[tuple[int, int]]:
+        rows = rng.integers(0, height - CROP_PX + 1, CROP_CANDIDATES)
+        columns = rng.integers(0, width - CROP_PX + 1, CROP_CANDIDATES)
+        return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+    frames = range(first, first + FRAMES)
+    order = frames[::-1] if backwards else frames
+    return _cut(reader, record, order, (right, left), choose, colour, position, into or new_pictures())
 
 
-def evaluation_sample(split: Split, record: int, *, position: int) -> Sample:
+def evaluation_sample(reader: Records, record: int, *, position: int, into: Pictures | None = None) -> Sample:
     """Give the sample of ``record`` that evaluation uses: middle frames, fullest crop on a grid of 64 pixels.
 
     Raises:
         RecordError: as :func:`training_sample`.
     """
-    first = (_check_frames(split, record) - FRAMES) // 2
-    chosen = list(range(first, first + FRAMES))
-    masks = _read_masks(split, record, chosen)
-    height, width = masks.shape[1:]
-    grid = [
-        (row, column)
-        for row in range(0, height - CROP_PX + 1, EVAL_GRID_PX)
-        for column in range(0, width - CROP_PX + 1, EVAL_GRID_PX)
-    ]
-    row, column = _fullest(masks, grid)
-    unchanged = (False, np.ones(3, np.float32), np.zeros(3, np.float32))
-    return _cut(split, record, chosen, masks, row, column, *unchanged, position)
+    first = (_check_frames(reader, record) - FRAMES) // 2
+
+    def choose(height: int, width: int) -> list[tuple[int, int]]:
+        rows = range(0, height - CROP_PX + 1, EVAL_GRID_PX)
+        return [(row, column) for row in rows for column in range(0, width - CROP_PX + 1, EVAL_GRID_PX)]
+
+    frames = range(first, first + FRAMES)
+    return _cut(reader, record, frames, (0, 0), choose, _UNCHANGED, position, into or new_pictures())
 
 
 def finish(sample: Sample, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,117 +131,118 @@ def finish(sample: Sample, device: torch.device) -> tuple[torch.Tensor, torch.Te
     """
     import torch
 
-    rgb = torch.from_numpy(sample.rgb).to(device, non_blocking=True)
-    mask = torch.from_numpy(sample.hole).to(device, non_blocking=True)[:, None].to(torch.float32)
-    x = rgb.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    # By way of bytes: torch takes eight times as long for bool.
+    hole = _moved(torch.from_numpy(sample.hole), device).view(torch.uint8)
+    mask = hole[:, None].to(torch.float32)
+    if device.type == "cpu":
+        planes = _split(sample.rgb)
+    else:
+        planes = _moved(torch.from_numpy(sample.rgb), device).permute(0, 3, 1, 2)
+    x = planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if sample.gray:
         x = x.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     elif sample.scale.min() < 1:
-        scale = torch.from_numpy(sample.scale).to(device)[:, None, None]
-        bias = torch.from_numpy(sample.bias).to(device)[:, None, None]
-        x = (x * scale + bias).clamp_(0, 1)
+        change = _moved(torch.from_numpy(np.stack([sample.scale, sample.bias])), device)[..., None, None]
+        scale, bias = change
+        x = x.mul_(scale).add_(bias).clamp_(0, 1)
     border = slice(TARGET_BORDER_PX, -TARGET_BORDER_PX)
     return x, mask, x[..., border, border]
 
 
-def grow(masks: np.ndarray, steps: int) -> np.ndarray:
-    """Grow holes to the right by ``steps`` pixels; every value above 0 counts as hole and becomes 255.
+def _split(rgb: np.ndarray) -> torch.Tensor:
+    """Give (T, H, W, 3) uint8 frames as (T, 3, H, W); OpenCV does it in half the time that torch takes."""
+    import cv2
+    import torch
 
-    Args:
-        masks: (T, H, W) uint8.
-        steps: pixels; 0 leaves the masks as they are.
-
-    Returns:
-        (T, H, W) uint8.
-    """
-    if steps <= 0:
-        return masks
-    hole = masks > 0
-    # After k rounds the hole has grown by 2^k - 1 pixels; the last round goes the rest of the way.
-    reach = 0
-    while reach < steps:
-        step = min(reach + 1, steps - reach)
-        grown = hole.copy()
-        grown[..., step:] |= hole[..., :-step]
-        hole, reach = grown, reach + step
-    return hole.astype(np.uint8) * np.uint8(255)
+    planes = np.empty((len(rgb), 3, *rgb.shape[1:3]), np.uint8)
+    for frame, out in zip(rgb, planes, strict=True):
+        cv2.split(frame, list(out))
+    return torch.from_numpy(planes)
 
 
-def _draw_colour(rng: np.random.Generator) -> tuple[bool, np.ndarray, np.ndarray]:
+def _moved(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device; to a GPU from pinned memory, without waiting: torch keeps that memory until it is copied."""
+    if device.type != "cuda":
+        return pictures.to(device)
+    return pictures.pin_memory().to(device, non_blocking=True)
+
+
+def _draw_colour(rng: np.random.Generator) -> Colour:
     """Draw a colour change: half unchanged; else 5 % gray, the rest scaled and lifted per channel."""
-    scale, bias = np.ones(3), np.zeros(3)
     if rng.random() < 0.5:
-        return False, scale.astype(np.float32), bias.astype(np.float32)
+        return _UNCHANGED
     if rng.random() < 0.05:
-        return True, scale.astype(np.float32), bias.astype(np.float32)
+        return _UNCHANGED._replace(gray=True)
     scale = rng.uniform(0.7, 0.9, 3)
     bias = rng.uniform(0, 1, 3) * (1 - scale)
-    return False, scale.astype(np.float32), bias.astype(np.float32)
-
-
-def _fullest(masks: np.ndarray, places: list[tuple[int, int]]) -> tuple[int, int]:
-    """Give the (row, column) whose crop holds the largest mask sum, the first on a tie."""
-    # Sums of every crop in four look-ups: a summed-area table of the masks added over time.
-    table = np.zeros((masks.shape[1] + 1, masks.shape[2] + 1), np.int64)
-    table[1:, 1:] = masks.sum(axis=0, dtype=np.int64).cumsum(axis=0).cumsum(axis=1)
-    sums = [
-        table[row + CROP_PX, column + CROP_PX]
-        - table[row, column + CROP_PX]
-        - table[row + CROP_PX, column]
-        + table[row, column]
-        for row, column in places
-    ]
-    return places[int(np.argmax(sums))]
+    return Colour(False, scale.astype(np.float32), bias.astype(np.float32))
 
 
 def _cut(
-    split: Split,
+    reader: Records,
     record: int,
-    chosen: list[int],
-    masks: np.ndarray,
-    row: int,
-    column: int,
-    gray: bool,
-    scale: np.ndarray,
-    bias: np.ndarray,
+    frames: range,
+    growth: tuple[int, int],
+    choose: Callable[[int, int], list[tuple[int, int]]],
+    colour: Colour,
     position: int,
+    into: Pictures,
 ) -> Sample:
-    rows, columns = slice(row, row + CROP_PX), slice(column, column + CROP_PX)
-    rgb = np.empty((FRAMES, CROP_PX, CROP_PX, 3), np.uint8)
-    for place, (frame, data) in enumerate(read_files(split, record, [(i, "C") for i in chosen])):
-        image = decode_png(data, frame, stop_row=row + CROP_PX)
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.shape[0] < row + CROP_PX or image.shape[1] < column + CROP_PX:
-            raise RecordError(
-                f"{frame}: is {image.shape[1]}x{image.shape[0]} or more pixels, its mask "
-                f"{masks.shape[2]}x{masks.shape[1]}; make the record again"
-            )
-        rgb[place] = image[rows, columns]
-    hole = np.ascontiguousarray(masks[:, rows, columns] > 0)
-    return Sample(rgb, hole, gray, scale, bias, str(split.keys[record]), position)
+    """Read the sample's frames and masks, in the order of ``frames``, and cut the fullest of the chosen crops out.
+
+    ``growth``: pixels that holes grow to the right and to the left. ``choose``: (row, column) of crops for a picture
+    of (height, width).
+    """
+    masks = _decode_masks(reader.masks(record, frames))
+    right, left = growth
+    if right or left:
+        # Grown holes are all 255: only their number counts.
+        planes = grow(grow(to_planes(masks), right), left, leftwards=True)
+        fullness = count_frames(planes)
+    else:
+        planes, fullness = to_planes_and_sum(masks)
+    row, column = _fullest(fullness, choose(*fullness.shape))
+    for out, file in zip(into.rgb, reader.frames(record, frames), strict=True):
+        _check_size(file, *fullness.shape)
+        decode_crop(file.data, file.name, row, column, out)
+    to_frames(planes[:, row : row + CROP_PX, column : column + CROP_PX], into.hole)
+    return Sample(into.rgb, into.hole, *colour, reader.key(record), position)
 
 
-def _check_frames(split: Split, record: int) -> int:
+def _fullest(fullness: np.ndarray, places: list[tuple[int, int]]) -> tuple[int, int]:
+    """Give the (row, column) whose crop holds the largest sum, the first on a tie."""
+    crops = [fullness[row : row + CROP_PX, column : column + CROP_PX] for row, column in places]
+    # Of uint32, which no sum of a crop reaches the end of: half the time that int64 takes.
+    sums = [np.add.reduce(crop, axis=None, dtype=np.uint32) for crop in crops]
+    return places[int(np.argmax(sums))]
+
+
+def _check_frames(reader: Records, record: int) -> int:
     """Give the record's frame count if 12 can be taken of it."""
-    count = split.frame_count(record)
+    count = reader.frame_count(record)
     if count < FRAMES:
-        raise RecordError(
-            f"{split.root}/{split.keys[record]}: has {count} frames, training takes {FRAMES}; remove it"
-        )
+        raise RecordError(f"{reader.where(record)}: has {count} frames, training takes {FRAMES}; remove it")
     return count
 
 
-def _read_masks(split: Split, record: int, chosen: list[int]) -> np.ndarray:
-    """Read the masks of the frames ``chosen``: (12, H, W) uint8."""
-    images: list[np.ndarray] = []
-    for name, data in read_files(split, record, [(i, "M") for i in chosen]):
-        image = decode_png(data, name)
-        image = image if image.ndim == 2 else image[..., 0]
-        if image.shape != (images[0] if images else image).shape or min(image.shape) < CROP_PX:
+def _check_size(frame: File, height: int, width: int) -> None:
+    """Check that a frame is as large as its mask, else the holes would be elsewhere in it."""
+    found = png_size(frame.data, frame.name)
+    if found != (height, width):
+        raise RecordError(
+            f"{frame.name}: is {found[1]}x{found[0]} pixels, its mask {width}x{height}; make the record again"
+        )
+
+
+def _decode_masks(files: Iterator[File]) -> Iterator[np.ndarray]:
+    """Decode masks of one size, (H, W) uint8 each; whoever takes one is done with it before the next."""
+    shape: tuple[int, ...] = ()
+    for file in files:
+        image = decode_mask(file.data, file.name)
+        shape = shape or image.shape
+        if image.shape != shape or min(shape) < CROP_PX:
             raise RecordError(
-                f"{name}: is {image.shape[1]}x{image.shape[0]} pixels; all of a record must be of one size, at "
+                f"{file.name}: is {image.shape[1]}x{image.shape[0]} pixels; all of a record must be of one size, at "
                 f"least {CROP_PX}x{CROP_PX}; remove the record"
             )
-        images.append(image)
-    return np.stack(images)
+        yield image

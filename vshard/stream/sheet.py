@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..base.errors import DatasetError
 from ..base.files import write_file
 from ..base.stores import Place
 from ..records.png import decode_png, encode_png
-from .split import Split, open_split, read_files
+from ..shards.holdings import refuse_dataset
+from .reader import Reader
+from .split import Split, open_split
 
 TILE_PX = 256
 FRAMES_SHOWN = 4
@@ -23,10 +26,14 @@ def write_sheet(root: Place, output: Path, count: int) -> int:
     """Write the sheet of the split at ``root`` as the PNG ``output``; give how many records it shows.
 
     Raises:
-        DatasetError: no records there.
+        DatasetError: no records there, or it is a dataset and no split.
         OutputError: the picture cannot be written.
     """
-    split = open_split(root)
+    try:
+        split = open_split(root)
+    except DatasetError:
+        refuse_dataset(root)
+        raise
     sheet = record_sheet(split, count)
     write_file(output, encode_png(np.asarray(sheet)))
     return min(count, len(split))
@@ -39,19 +46,17 @@ def record_sheet(split: Split, count: int) -> Image.Image:
         RecordError: a record's picture cannot be read.
     """
     chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)).tolist()
+    reader = Reader(split)
     row_px = TILE_PX + _CAPTION_PX
     sheet = Image.new("RGB", ((FRAMES_SHOWN + 1) * TILE_PX, len(chosen) * row_px), "white")
     draw = ImageDraw.Draw(sheet)
     for row, record in enumerate(chosen):
         frames = np.linspace(0, split.frame_count(record) - 1, FRAMES_SHOWN).round().astype(int).tolist()
-        colours = read_files(split, record, [(frame, "C") for frame in frames])
-        masks = [
-            _gray(decode_png(data, name))
-            for name, data in read_files(split, record, [(f, "M") for f in frames])
-        ]
-        tiles = [
-            tinted(decode_png(data, name), mask) for (name, data), mask in zip(colours, masks, strict=True)
-        ]
+        masks, tiles = [], []
+        for frame in frames:
+            (colour,), (mask,) = reader.read(record, frame, 1)
+            masks.append(_gray(decode_png(bytes(mask.data), mask.name)))
+            tiles.append(tinted(decode_png(bytes(colour.data), colour.name), masks[-1]))
         area = np.mean([np.count_nonzero(mask) / mask.size for mask in masks])
         caption = (
             f"{split.keys[record]}   frames {', '.join(map(str, frames))} and the mask of frame {frames[-1]}   "

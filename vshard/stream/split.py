@@ -8,14 +8,14 @@ million records of 16 frames take about 0.5 GB.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from ..base.errors import DatasetError, RecordError
-from ..base.stores import Place, Remote, facts, list_folder, open_reading, read_file
+from ..base.errors import DatasetError
+from ..base.stores import Place, facts, list_folder
 from ..records import names
-from ..records.record import MAX_FILE_BYTES, list_record_folders, read_plain_file
+from ..records.record import list_record_folders
 from ..shards.contents import is_compressed
 from ..shards.index import RecordEntry, load_index
 from ..shards.sources import list_shards
@@ -23,17 +23,26 @@ from ..shards.sources import list_shards
 IN_FOLDER = -1
 
 
+class ShardFacts(NamedTuple):
+    """What tells a shard's bytes from others: how many there are, and their SHA-256 in 64 hex digits."""
+
+    size_bytes: int
+    digest: str
+
+
 @dataclass(frozen=True, repr=False)
 class Split:
     """The records of one split, sorted by key.
 
-    ``keys``: (N,) str. ``shard``: (N,) int32 index into ``shards``, or -1 for the folder ``root/key``.
-    ``first``: (N + 1,) int64; the files of record i are rows ``first[i]:first[i + 1]`` of ``ranges``, colour
-    frames first, then as many masks. ``ranges``: (M, 2) int64 offset and length in the shard (0, 0 in a folder).
+    ``facts``: size and SHA-256 of each of ``shards``. ``keys``: (N,) str. ``shard``: (N,) int32 index into ``shards``,
+    or -1 for the folder ``root/key``. ``first``: (N + 1,) int64; the files of record i are rows
+    ``first[i]:first[i + 1]`` of ``ranges``, colour frames first, then as many masks. ``ranges``: (M, 2) int64 offset
+    and length in the shard (0, 0 in a folder).
     """
 
     root: Place
     shards: tuple[Place, ...]
+    facts: tuple[ShardFacts, ...]
     keys: np.ndarray
     shard: np.ndarray
     first: np.ndarray
@@ -49,6 +58,22 @@ class Split:
         """Give how many colour frames ``record`` has."""
         return int(self.first[record + 1] - self.first[record]) // 2
 
+    @property
+    def by_shard(self) -> np.ndarray:
+        """The records in the order of the shards and of their place there, those of folders last: (N,) int64."""
+        shard = np.where(self.shard == IN_FOLDER, len(self.shards), self.shard)
+        offset = np.zeros(len(self), np.int64)
+        inside = np.flatnonzero(self.shard != IN_FOLDER)
+        offset[inside] = self.ranges[self.first[inside], 0]
+        return np.lexsort((offset, shard))
+
+    @property
+    def shard_counts(self) -> np.ndarray:
+        """How many records each shard has, then how many lie in folders: (S + 1,) int64."""
+        return np.bincount(
+            np.where(self.shard == IN_FOLDER, len(self.shards), self.shard), minlength=len(self.shards) + 1
+        )
+
     def without(self, keys: np.ndarray) -> Split:
         """Give the split less the records whose key is in ``keys``."""
         keep = np.flatnonzero(~np.isin(self.keys, keys))
@@ -57,6 +82,7 @@ class Split:
         return Split(
             self.root,
             self.shards,
+            self.facts,
             self.keys[keep],
             self.shard[keep],
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -76,8 +102,11 @@ def open_split(root: Place) -> Split:
     _check_folder(root, _how_to_make(root))
     shards = tuple(shard for shard in list_shards(root) if not is_compressed(shard.name))
     found: dict[str, tuple[int, np.ndarray]] = {}
+    of_shards = []
     for number, shard in enumerate(shards):
-        for entry in load_index(shard).records:
+        index = load_index(shard)
+        of_shards.append(ShardFacts(index.size_bytes, index.digest))
+        for entry in index.records:
             if entry.key in found:
                 first = shards[found[entry.key][0]]
                 raise DatasetError(
@@ -100,6 +129,7 @@ def open_split(root: Place) -> Split:
     return Split(
         root=root,
         shards=shards,
+        facts=tuple(of_shards),
         keys=np.array(keys),
         shard=np.array([found[key][0] for key in keys], np.int32),
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -117,6 +147,10 @@ def open_dataset(root: Place) -> tuple[Split, Split, int]:
         DatasetError: a split is missing or empty, or nothing is left to train on.
     """
     _check_folder(root, "give the folder that holds train/ and eval/")
+    if facts(root / "train") is None and facts(root / "eval") is None and _holds_records(root):
+        raise DatasetError(
+            f"{root}: is a split; give the folder that holds train/ and eval/, {root.parent} perhaps"
+        )
     evaluation = open_split(root / "eval")
     everything = open_split(root / "train")
     train = everything.without(evaluation.keys)
@@ -125,65 +159,8 @@ def open_dataset(root: Place) -> tuple[Split, Split, int]:
     return train, evaluation, len(everything) - len(train)
 
 
-def read_files(split: Split, record: int, wanted: list[tuple[int, str]]) -> list[tuple[str, bytes]]:
-    """Read files of a record.
-
-    Args:
-        split: where the record is.
-        record: its index.
-        wanted: (frame, "C") for a colour frame, (frame, "M") for a mask.
-
-    Returns:
-        (what to call the file in an error, its bytes), in the order of ``wanted``.
-
-    Raises:
-        RecordError: a file cannot be read or is larger than 256 MiB.
-    """
-    key = str(split.keys[record])
-    first, count = int(split.first[record]), split.frame_count(record)
-    shard = int(split.shard[record])
-    files = [names.frame_file(frame) if kind == "C" else names.mask_file(frame) for frame, kind in wanted]
-    if shard == IN_FOLDER:
-        places = [split.root / key / file for file in files]
-        return [(str(place), _read_file(place)) for place in places]
-    place = split.shards[shard]
-    rows = [first + frame + (count if kind == "M" else 0) for frame, kind in wanted]
-    named = [f"{place}:{names.member_name(key, file)}" for file in files]
-    return list(zip(named, _read_ranges(place, split.ranges[rows]), strict=True))
-
-
-def _read_file(place: Place) -> bytes:
-    if isinstance(place, Remote):
-        return read_file(place, MAX_FILE_BYTES)
-    try:
-        return read_plain_file(place)
-    except OSError as error:
-        raise RecordError(f"{place}: cannot be read ({error.strerror}); check the dataset") from error
-
-
-def _read_ranges(place: Place, ranges: np.ndarray) -> list[bytes]:
-    """Read (n, 2) offsets and lengths of a shard; in a store with one request for all that lies between them."""
-    if isinstance(place, Remote):
-        start, stop = int(ranges[:, 0].min()), int(ranges.sum(axis=1).max())
-        data = _read_span(place, start, stop)
-        return [data[offset - start : offset - start + length] for offset, length in ranges.tolist()]
-    try:
-        with place.open("rb", buffering=0) as opened:
-            found = []
-            for offset, length in ranges.tolist():
-                opened.seek(offset)
-                found.append(opened.read(length))
-            return found
-    except OSError as error:
-        raise RecordError(f"{place}: cannot be read ({error.strerror}); check the dataset") from error
-
-
-# A sample asks twice, for masks and for colour frames of the same record.
-@lru_cache(maxsize=2)
-def _read_span(place: Remote, start: int, stop: int) -> bytes:
-    with open_reading(place) as file:
-        file.seek(start)
-        return file.read(stop - start)
+def _holds_records(root: Place) -> bool:
+    return bool(list_shards(root)) or bool(list_record_folders(root))
 
 
 def _check_folder(root: Place, advice: str) -> None:
@@ -204,6 +181,6 @@ def _how_to_make(split: Place) -> str:
     if split.name == "eval":
         return (
             "training needs train/ and eval/: make it from a video that is not in train/ "
-            f"(vshard generate VIDEO -o {split}), or move some record folders there from train/"
+            f"(vshard generate VIDEO -o {split}), or move records there: vshard split -i {split.parent} --eval 200"
         )
     return f"make records first: vshard generate VIDEO -o {split} --prefix NAME"
