@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..base.errors import CheckpointError, OptionError
-from ..base.files import write_file
-from ..base.tensors import TensorFileError, load_tensors
+from ..base.files import open_plain, write_file
+from ..base.tensors import TensorFileError, holds_stretched, load_tensors
 from .network import ARCHITECTURES, LightVideoInpaint
 
 CHECKPOINT_SUFFIX = ".checkpoint.pth"
@@ -98,31 +98,7 @@ def load_model(path: Path) -> LightVideoInpaint:
     Raises:
         CheckpointError: the file is missing, damaged, no model file, or holds another network.
     """
-    return _build(path, _read(path))
-
-
-def last_checkpoint(model_dir: Path, name: str | None) -> Path:
-    """Find the checkpoint that a run in ``model_dir`` left.
-
-    Args:
-        model_dir: the run's folder.
-        name: the network's name; None: whichever is there.
-
-    Raises:
-        CheckpointError: there is none, or there are several and ``name`` does not say which.
-    """
-    found = sorted(model_dir.glob(f"{name or '*'}{CHECKPOINT_SUFFIX}"))
-    if len(found) > 1:
-        raise CheckpointError(
-            f"{model_dir}: holds {len(found)} checkpoints ({found[0].name}, …); say which by --arch"
-        )
-    if not found:
-        kept = sorted(model_dir.glob(f"*.checkpoint.*{KEPT_SUFFIX}"))
-        older = f" ({kept[-1].name} is of an older run: --checkpoint-file takes its weights)" if kept else ""
-        raise CheckpointError(
-            f"{model_dir}: no checkpoint to resume{older}; check --model-dir, or leave out --resume to start"
-        )
-    return found[0]
+    return build_model(path, read_content(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -136,8 +112,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as :func:`load_model`, or the file lacks the state of a training.
     """
-    content = _read(path)
-    _build(path, content)
+    content = read_content(path)
+    build_model(path, content)
     missing = _missing(content, _TRAINING_ENTRIES)
     if missing:
         raise CheckpointError(
@@ -180,20 +156,22 @@ def _plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where} is a {type(value).__name__}; model files hold tensors and plain values only")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Load the dict in a model file.
+def read_content(path: Path) -> dict[str, Any]:
+    """Load the dict in a model file; :func:`build_model` makes its network.
 
     Raises:
         CheckpointError: there is no such file, or it is none of ours.
     """
     advice = "give a .pth file written by vshard or iw3, or copy it again"
     try:
-        with path.open("rb") as file:
+        with io.BufferedReader(open_plain(path)) as file:
             content = load_tensors(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
     except TensorFileError as error:
         raise CheckpointError(f"{path}: {error}; {advice}") from error
+    if holds_stretched(content):
+        raise CheckpointError(f"{path}: holds a tensor that is larger than its stored numbers; {advice}")
     missing = _missing(content, _MODEL_ENTRIES)
     if missing:
         raise CheckpointError(f"{path}: holds tensors but is not a model file (no {missing}); {advice}")
@@ -206,8 +184,8 @@ def _missing(content: Any, entries: dict[str, Any]) -> str:
     return ", ".join(key for key, kind in entries.items() if not isinstance(found.get(key), kind))
 
 
-def _build(path: Path, content: dict[str, Any]) -> LightVideoInpaint:
-    """Make the network that ``content`` describes and give it the weights.
+def build_model(path: Path, content: dict[str, Any]) -> LightVideoInpaint:
+    """Make the network that a file's ``content`` describes and give it the weights, as :func:`load_model` does.
 
     Raises:
         CheckpointError: it is another network, or the weights do not fit it.
@@ -217,24 +195,26 @@ def _build(path: Path, content: dict[str, Any]) -> LightVideoInpaint:
         known = ", ".join(known for known in ARCHITECTURES if known.startswith("inpaint."))
         raise CheckpointError(f"{path}: holds the network {name!r}; vshard trains {known}")
     try:
-        # Files of the original may leave out what the name already says.
-        model = LightVideoInpaint(**{**ARCHITECTURES[name], **kwargs})
+        # Files of the original may leave out what the name already says. Sizes first, which cost nothing.
+        options = {**ARCHITECTURES[name], **kwargs}
+        with torch.device("meta"):
+            own = {key: _size(value) for key, value in LightVideoInpaint(**options).state_dict().items()}
     except (TypeError, RuntimeError, OptionError) as error:
         found = f"no {name} can be built from {kwargs} ({error})"
         raise CheckpointError(f"{path}: {found}; give an unchanged file") from error
 
-    own = model.state_dict()
     problems = [f"{key} is missing" for key in own if key not in weights]
     problems += [f"{key} is unknown" for key in weights if key not in own]
     problems += [
-        f"{key} is {_shape(weights[key])} instead of {_shape(own[key])}"
+        f"{key} is {_shape(weights[key])} instead of {own[key]}"
         for key in own
-        if key in weights and _shape(weights[key]) != _shape(own[key])
+        if key in weights and _shape(weights[key]) != own[key]
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         found = f"its weights do not fit {name} with {kwargs}: {problems[0]}{more}"
         raise CheckpointError(f"{path}: {found}; give an unchanged file")
+    model = LightVideoInpaint(**options)
     model.load_state_dict(weights)
     return model
 
@@ -243,6 +223,12 @@ def _shape(value: Any) -> str:
     """Write the shape of a float tensor as 96×3×4×4, and what anything else is."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
+    if value.layout is not torch.strided or value.is_meta:
+        return "sparse" if not value.is_meta else "without values"
     if not value.is_floating_point():
         return f"of {value.dtype}"
-    return "×".join(map(str, value.shape)) or "one number"
+    return _size(value)
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "one number"

@@ -8,7 +8,8 @@ Inside, maps are (T, H, W, C) in memory: a 1×1 convolution is then a plain matr
 channels-last, and cutting windows is one copy that already puts the window's tokens in front, so that mixing
 them is one matrix product over all windows at once.
 
-Cost of a training step (forward and backward, 12 frames of 256×256, float32): 2.6 s on 2 CPU cores.
+Cost of a training step (12 frames of 256×256, float32): 2.5 to 2.9 s of one CPU core and 3 GiB where the process
+keeps what it frees (`memory`), 4.1 s where it does not; `benchmarks/step.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import OptionError
+from .products import linear, mix
 
 CLIP_FRAMES = 12
 # Pixels that the result of `forward` loses at each side: there the windows saw replicated pixels.
@@ -264,15 +266,14 @@ class _TokenMixer(nn.Module):
         # Two products make the halves apart: splitting one result would copy each half once more (2 % of a
         # training step on a CPU).
         u, v = (
-            F.gelu(F.linear(normed, weight, bias))
+            F.gelu(linear(normed, weight, bias))
             for weight, bias in zip(self.proj_in.weight.chunk(2), self.proj_in.bias.chunk(2), strict=True)
         )
         v = norm2(v)
         spatial = self.proj_spatial
         assert spatial.bias is not None
-        gate = torch.addmm(spatial.bias[:, None], spatial.weight[:, :, 0], v.flatten(1)).view(u.shape)
-        out: Tensor = self.proj_out(u * gate)
-        return out + x
+        gate = mix(v, spatial.weight[:, :, 0], spatial.bias)
+        return linear(u * gate, self.proj_out.weight, self.proj_out.bias) + x
 
 
 class _GluConv(nn.Module):
@@ -309,7 +310,8 @@ class _ReplicateEdge(torch.autograd.Function):
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Apply a 1×1 convolution to (T, H, W, C)."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    assert conv.bias is not None
+    return linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def _channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Optimizers and the learning rate of each epoch (facts of the original, section 10).
+"""Optimizers by their names in the original (facts, section 10).
 
-The schedule is a pure function of the epoch instead of an object with a state: going on from a checkpoint
-needs nothing but the epoch's number, and gives the same rates as a run that never stopped.
+In: a network and the options of the command line. Out: an optimizer that :mod:`.steps` drives. The rates of each epoch
+come from :mod:`.schedule`; schedule-free optimizers (Defazio et al., "The Road Less Scheduled", 2024) take none.
 """
 
 from __future__ import annotations
@@ -12,14 +12,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..base.errors import OptionError
+from .lion import Lion
+from .schedule import Schedule, learning_rate_at, weight_decay_at
 
-_BETAS = (0.9, 0.999)
+BETA2, LION_BETA2 = 0.999, 0.99  # the original's; Lion's paper's
+# The original counts the warm-up's steps with its batch size for still images, for video too.
+WARMUP_BATCH_SIZE = 8
+# Devices on which torch's optimizers change all weights in one pass, and read there whether to leave a step out.
+_FUSED_DEVICES = ("cpu", "cuda")
+# Entries of a parameter group that say how far it has come; all others are options.
+_COUNTS = ("k", "weight_sum", "lr_max", "scheduled_lr")
+_POSITION = ("params", *_COUNTS, "train_mode")
+# What optimizers keep of a weight in its shape, but for this.
+_STEPS = "step"
+
+Groups = list[dict[str, Any]]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Options:
+    """``adam_beta1``: of the Adam and Lion families. ``momentum``: of SGD. ``warmup_steps``: of schedule-free ones."""
+
+    learning_rate: float
+    adam_beta1: float
+    momentum: float
+    warmup_steps: int
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.adam_beta1, BETA2
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
     """Split the parameters in two groups for an optimizer, each in the order of the sorted names.
 
     The first decays: weights of convolutions and linear layers. The second never does: biases, norms and
@@ -38,33 +65,114 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def _adamw(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=_BETAS)
+def _fused(groups: Groups) -> bool:
+    return all(p.device.type in _FUSED_DEVICES for group in groups for p in group["params"])
 
 
-def _adamw_schedulefree(groups: list[dict[str, Any]], learning_rate: float) -> torch.optim.Optimizer:
+def _adam(groups: Groups, options: _Options) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=options.learning_rate, betas=options.betas, fused=_fused(groups))
+
+
+def _adamw(groups: Groups, options: _Options) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=options.betas, fused=_fused(groups))
+
+
+def _sgd(groups: Groups, options: _Options) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(
+        groups, lr=options.learning_rate, momentum=options.momentum, fused=_fused(groups)
+    )
+    # Fused steps start from memory that was never written, when the first one is left out (torch 2.14).
+    if options.momentum:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+def _lion(groups: Groups, options: _Options) -> torch.optim.Optimizer:
+    return Lion(groups, options.learning_rate, (options.adam_beta1, LION_BETA2))
+
+
+def _sgd_schedulefree(groups: Groups, options: _Options) -> torch.optim.Optimizer:
+    from schedulefree import SGDScheduleFree
+
+    if not options.momentum:
+        raise OptionError("--momentum 0: sgd_schedulefree needs more, up to 1; or take --optimizer sgd")
+    return SGDScheduleFree(
+        groups, lr=options.learning_rate, momentum=options.momentum, warmup_steps=options.warmup_steps
+    )
+
+
+def _adamw_schedulefree(groups: Groups, options: _Options) -> torch.optim.Optimizer:
     from schedulefree import AdamWScheduleFree
 
-    return AdamWScheduleFree(groups, lr=learning_rate, betas=_BETAS)
+    if not options.adam_beta1:
+        raise OptionError("--adam-beta1 0: adamw_schedulefree needs more, up to 1; or take --optimizer adamw")
+    return AdamWScheduleFree(
+        groups, lr=options.learning_rate, betas=options.betas, warmup_steps=options.warmup_steps
+    )
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
+def _radam_schedulefree(groups: Groups, options: _Options) -> torch.optim.Optimizer:
+    from schedulefree import RAdamScheduleFree
+
+    if not options.adam_beta1:
+        raise OptionError("--adam-beta1 0: radam_schedulefree needs more, up to 1; or take --optimizer adam")
+    if options.warmup_steps:
+        raise OptionError("--warmup-epoch: radam_schedulefree warms up by itself; leave it out")
+    return RAdamScheduleFree(groups, lr=options.learning_rate, betas=options.betas)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, _Options], torch.optim.Optimizer]] = {
+    "adam": _adam,
     "adamw": _adamw,
+    "sgd": _sgd,
+    "lion": _lion,
+    "sgd_schedulefree": _sgd_schedulefree,
     "adamw_schedulefree": _adamw_schedulefree,
+    "radam_schedulefree": _radam_schedulefree,
 }
 
 
 def create_optimizer(
-    name: str, model: nn.Module, learning_rate: float = 1e-4, weight_decay: float = 1e-3
+    name: str,
+    model: nn.Module,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 1e-3,
+    *,
+    adam_beta1: float = 0.9,
+    momentum: float = 0.9,
+    warmup_steps: int = 0,
 ) -> torch.optim.Optimizer:
     """Make the optimizer called ``name``, a key of :data:`OPTIMIZERS`, for the parameters of ``model``.
 
+    ``sgd`` and ``adam`` add the decay to the gradient, the others take it off the weights. Torch's own are fused on
+    the CPU and on CUDA.
+
+    Args:
+        name: which.
+        model: the network, on its device.
+        learning_rate: the highest one.
+        weight_decay: of the first of the :func:`parameter_groups`.
+        adam_beta1: what stays of the mean gradient, in [0, 1): the Adam family and Lion.
+        momentum: the same of ``sgd`` (not Nesterov's) and ``sgd_schedulefree``.
+        warmup_steps: steps over which a schedule-free optimizer raises its rate.
+
     Raises:
-        OptionError: there is no such optimizer.
+        OptionError: there is no such optimizer, or an option does not fit it.
     """
     if name not in OPTIMIZERS:
         raise OptionError(f"there is no optimizer {name!r}; choose one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](parameter_groups(model, weight_decay), learning_rate)
+    options = _Options(learning_rate, adam_beta1, momentum, warmup_steps)
+    return OPTIMIZERS[name](parameter_groups(model, weight_decay), options)
+
+
+def warmup_steps(warmup_epoch: int, num_samples: int, backward_step: int) -> int:
+    """Give how many steps a schedule-free optimizer warms up for, by the original's count.
+
+    For video that is half as long again as ``warmup_epoch`` epochs: it counts 8 frames a sample, where there are 12.
+    """
+    return warmup_epoch * num_samples // (WARMUP_BATCH_SIZE * backward_step)
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
@@ -83,65 +191,84 @@ def set_training(optimizer: torch.optim.Optimizer, training: bool) -> None:
         switch()
 
 
-@dataclass(frozen=True)
-class CosineSchedule:
-    """Cosine warm restarts of the learning rate (SGDR, Loshchilov & Hutter, 2017), weight decay against it.
+def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, epoch: int, trained: float = 0.0) -> None:
+    """Give the optimizer the rates of its next step; a schedule-free one is left as it is.
 
-    ``max_epoch`` is what the user asks for; :func:`adjusted_max_epoch` says how many epochs are run.
+    ``epoch`` counts from 1; ``trained``: the share of it that is behind, in [0, 1].
     """
-
-    max_epoch: int = 200
-    cycles: int = 5
-    learning_rate: float = 1e-4
-    learning_rate_min: float = 1e-8
-    weight_decay: float = 1e-3
-    weight_decay_end: float = 1e-2
-
-    def __post_init__(self) -> None:
-        if self.max_epoch < 1:
-            raise OptionError(f"the number of epochs is {self.max_epoch}; it must be 1 or more")
-        if self.cycles < 1:
-            raise OptionError(f"the number of cycles is {self.cycles}; it must be 1 or more")
-
-
-def _restarts(schedule: CosineSchedule) -> bool:
-    """Tell whether there are three epochs or more for each cycle; otherwise all epochs are one cycle.
-
-    With one or two, the original's cut would end the training at its highest rate, or leave no epoch at all.
-    """
-    return schedule.max_epoch >= 3 * schedule.cycles
-
-
-def adjusted_max_epoch(schedule: CosineSchedule) -> int:
-    """Give how many epochs are run: cut before the last restart, so that training ends at a low rate.
-
-    The original's rule, ``max_epoch mod cycles + 1`` fewer: 200 gives 199.
-    """
-    cut = schedule.max_epoch % schedule.cycles + 1 if _restarts(schedule) else 0
-    return schedule.max_epoch - cut
-
-
-def learning_rate_at(schedule: CosineSchedule, epoch: int) -> float:
-    """Give the learning rate in force during ``epoch``, counted from 1."""
-    period = schedule.max_epoch // schedule.cycles if _restarts(schedule) else schedule.max_epoch
-    swing = schedule.learning_rate - schedule.learning_rate_min
-    return schedule.learning_rate_min + swing * (1 + math.cos(math.pi * ((epoch - 1) % period) / period)) / 2
-
-
-def weight_decay_at(schedule: CosineSchedule, epoch: int) -> float:
-    """Give the weight decay in force during ``epoch``: highest where the learning rate is lowest.
-
-    In the first epoch it lies above its minimum by ``learning_rate_min / learning_rate`` of the range.
-    """
-    spent = 1 - (learning_rate_at(schedule, epoch) - schedule.learning_rate_min) / schedule.learning_rate
-    return schedule.weight_decay + (schedule.weight_decay_end - schedule.weight_decay) * spent
-
-
-def set_epoch(optimizer: torch.optim.Optimizer, schedule: CosineSchedule, epoch: int) -> None:
-    """Give the optimizer the rates of ``epoch``, counted from 1; a schedule-free one is left as it is."""
     if is_schedule_free(optimizer):
         return
     decaying, _ = optimizer.param_groups
     decaying["weight_decay"] = weight_decay_at(schedule, epoch)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(schedule, epoch)
+        group["lr"] = learning_rate_at(schedule, epoch, trained)
+
+
+def rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """Give the learning rate of the last step, or of the next one where the schedule is not the optimizer's own."""
+    group = optimizer.param_groups[0]
+    return float(group.get("scheduled_lr", group["lr"]))
+
+
+def take_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from the ``state_dict`` of an optimizer of the same kind, with the options this one was made with.
+
+    So rates and decay that are given anew count, and a state from a GPU is fused on the CPU and the other way round.
+
+    Raises:
+        OptionError: the momentum is another, from which a schedule-free optimizer cannot find its averages again.
+        AttributeError, KeyError, TypeError, ValueError: ``state`` does not fit.
+    """
+    groups = []
+    _check_kept(optimizer, state)
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name, option in (("betas", "--adam-beta1"), ("momentum", "--momentum")):
+            if is_schedule_free(optimizer) and name in own and own[name] != saved[name]:
+                asked, was = (value[0] if name == "betas" else value for value in (own[name], saved[name]))
+                raise OptionError(f"{option} {asked}: the run was begun with {was}, give the same")
+        groups.append({**own, **{key: saved[key] for key in _POSITION if key in own}})
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
+def _check_kept(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse what a step would stumble over, or read beyond: fused ones trust the sizes.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: ``state`` is none of such an optimizer.
+    """
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        counts = [saved[name] for name in _COUNTS if name in own]
+        if not all(type(count) in (int, float) and math.isfinite(count) for count in counts):
+            raise ValueError(f"odd counts {counts}")
+        if saved.get("train_mode"):
+            raise ValueError("the averages of a schedule-free optimizer in training mode")
+        wanted = _kept_by(optimizer, own)
+        for parameter, number in zip(own["params"], saved["params"], strict=True):
+            kept = state["state"].get(number)
+            if not kept:  # before the first step
+                continue
+            if missing := wanted - kept.keys():
+                raise ValueError(f"no {', '.join(sorted(missing))} of a weight")
+            for name, value in kept.items():
+                shape = () if name == _STEPS else parameter.shape
+                if not _is_numbers(value, shape):
+                    raise ValueError(f"{name} of a weight of {tuple(parameter.shape)} is no such numbers")
+
+
+def _kept_by(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> set[str]:
+    """Name what such an optimizer keeps of each weight: what a step of one weight leaves."""
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    options = {name: value for name, value in group.items() if name not in _POSITION}
+    twin = type(optimizer)([{**options, "params": [weight]}])  # type: ignore[call-arg]
+    set_training(twin, True)
+    twin.step()
+    return set(twin.state[weight])
+
+
+def _is_numbers(value: Any, shape: tuple[int, ...]) -> bool:
+    """Tell whether a state's entry is a finite float tensor of a shape, or a plain number where that is ()."""
+    if not isinstance(value, Tensor):
+        return shape == () and type(value) in (int, float) and math.isfinite(value)
+    plain = value.layout is torch.strided and not value.is_meta and value.is_floating_point()
+    return plain and value.shape == shape and bool(value.isfinite().all())

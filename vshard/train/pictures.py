@@ -9,6 +9,7 @@ import numpy as np
 
 from ..base.files import write_file
 from ..records.png import decode_png, encode_png
+from ..stream.reader import Reader
 from ..stream.samples import CROP_PX, FRAMES, evaluation_sample
 from ..stream.sheet import tinted
 from ..stream.split import open_split
@@ -50,9 +51,9 @@ def demo_picture(split: Path, pictures: Path, output: Path) -> None:
     """
     from PIL import Image, ImageDraw
 
-    records = open_split(split)
+    reader = Reader(open_split(split))
     fullest = sorted(
-        (evaluation_sample(records, i, position=i) for i in range(len(records))),
+        (evaluation_sample(reader, i, position=i) for i in range(len(reader.split))),
         key=lambda sample: -np.count_nonzero(sample.hole),
     )[:DEMO_RECORDS]
     rows = []

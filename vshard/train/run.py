@@ -1,149 +1,141 @@
 """The training run: epochs of accumulated steps, evaluation with pictures, checkpoints to go on from.
 
 Everything that decides a step comes from the options, the epoch and the position in it, so a run that was stopped
-and resumed from a checkpoint makes the same steps as an unbroken one.
+and resumed from a checkpoint makes the same steps as an unbroken one. Several processes that ``torchrun`` started train
+as one: each takes its share of the samples, the first one speaks and writes.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..base.devices import choose_device
 from ..base.errors import CheckpointError, VshardError
-from ..base.files import make_folder, write_file, writing
+from ..base.files import make_folder
 from ..base.locks import only_one
-from ..base.report import Report
-from ..base.seeds import derived_seed
+from ..base.memory import keep_freed_memory
+from ..base.report import Report, Silent
+from ..base.seeds import generator
 from ..base.stopping import StoppedError, StopRequest, stop_request
-from ..records.png import encode_png
-from ..stream.loader import evaluation_loader, training_loader
-from ..stream.order import plan_epoch
+from ..stream.cache import cache_for
+from ..stream.loader import Rank, evaluation_loader, telling_dead_workers
 from ..stream.samples import finish
 from ..stream.split import open_dataset
-from .checkpoint import KEPT_SUFFIX, last_checkpoint, load_checkpoint, load_model, save_checkpoint, save_model
-from .losses import loss_by_name
-from .network import LightVideoInpaint, create
-from .optimize import (
-    CosineSchedule,
-    adjusted_max_epoch,
-    create_optimizer,
-    is_schedule_free,
-    set_epoch,
-    set_training,
-)
-from .pictures import side_by_side
-from .plan import DEFAULT_ARCH, TrainOptions
+from ..stream.training import TrainingStream
+from .adversarial import adversary_for, take_adversary
+from .clock import Clock
+from .ema import Average
+from .history import Epoch, History, Moment
+from .judge import judge
+from .keeping import ADVERSARY, AVERAGE, LOSS, PROGRESS, STEPPING, STREAM, Keeper, load_last, take_stepping
+from .optimize import is_schedule_free, rate_of, set_rates, set_training, take_state
+from .plan import TrainOptions
+from .progress import Progress, Trained
+from .ranks import Ranks, join_ranks
+from .schedule import adjusted_max_epoch
+from .sources import SOURCES, sources_of_run
+from .steps import StepOptions, Steps
+from .weights import first_weights, loss_of_run, wanted_name
 
 NOT_FINITE_MAX = 100
-WEIGHT_DECAY_END = 0.01
 EVAL_FOLDER = "eval"
 _REPORT_EVERY_SECONDS = 1.0
-# Checkpoint entry: the weights that a schedule-free optimizer takes gradients at.
-_STEPPING = "stepping_weights"
+_METRICS_EVERY_SECONDS = 5.0
+_WEIGHTS_ONLY = "take its weights only with --resume --reset-state"
 
 
 class TrainingError(VshardError, ArithmeticError):
     """Training cannot go on: the loss is not a number too often."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come: ``consumed`` samples of ``epoch`` (from 1) are in the weights.
-
-    ``loss_sum`` is the sum of their losses, ``not_finite`` counts those left out. ``plan`` tells the data and the
-    options that the position belongs to.
-    """
-
-    epoch: int = 1
-    consumed: int = 0
-    loss_sum: float = 0.0
-    not_finite: int = 0
-    best_loss: float = float("inf")
-    plan: str = ""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run left behind; ``train_loss`` is the last epoch's, None where none was left to train."""
-
-    checkpoint: Path
-    best_model: Path
-    epoch: int
-    train_loss: float | None
-    best_loss: float
-
-
-def train(options: TrainOptions, report: Report) -> Trained:
+def train(options: TrainOptions, report: Report) -> Trained | None:
     """Train on ``options.data_dir`` and keep everything in ``options.model_dir``.
 
+    Of several processes that train as one, the first gives what came of it, the others None.
+
     Raises:
-        VshardError: the dataset, an option, a checkpoint or the model folder is not as it must be.
+        VshardError: the dataset, an option, a checkpoint or the model folder is not as it must be, or a loader process
+            died.
         StoppedError: Ctrl-C or SIGTERM; everything up to the last step is saved.
     """
-    with stop_request() as request:
-        run = _Run(options, report, request)
-        with only_one(make_folder(options.model_dir) / ".vshard.lock", "training here"):
+    keep_freed_memory()
+    with stop_request() as request, join_ranks(options.gpu) as ranks, telling_dead_workers():
+        run = _Run(options, report if ranks.is_first else Silent(), request, ranks)
+        lock = make_folder(options.model_dir) / ".vshard.lock"
+        with only_one(lock, "training here") if ranks.is_first else nullcontext():
             run.begin()
-            return run.train()
+            trained = run.train()
+            return trained if ranks.is_first else None
 
 
 class _Run:
     """What a run holds open: the network, its optimizer, the data and how far it has come."""
 
-    def __init__(self, options: TrainOptions, report: Report, request: StopRequest) -> None:
-        self.options, self.report, self.request = options, report, request
-        self.loss: Callable[[Tensor, Tensor], Tensor] = loss_by_name(options.loss)
-        self.device = choose_device(options.gpu)
+    def __init__(self, options: TrainOptions, report: Report, request: StopRequest, ranks: Ranks) -> None:
+        self.options, self.report, self.request, self.ranks = options, report, request, ranks
         self.train_split, self.eval_split, self.left_out = open_dataset(options.data_dir)
-        self.model = self._first_weights().to(self.device)
-        self.optimizer = create_optimizer(
-            options.optimizer, self.model, options.learning_rate, options.weight_decay
-        )
-        self.schedule = CosineSchedule(
-            max_epoch=options.max_epoch,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            weight_decay_end=max(WEIGHT_DECAY_END, options.weight_decay),
-        )
-        self.last_epoch = options.max_epoch
-        if not is_schedule_free(self.optimizer):
-            self.last_epoch = adjusted_max_epoch(self.schedule)
-        self.checkpoint = options.model_dir / f"{self.model.name}.checkpoint.pth"
-        self.best_model = options.model_dir / f"{self.model.name}.pth"
-        keys = hashlib.blake2b("\n".join(self.train_split.keys.tolist()).encode(), digest_size=4).hexdigest()
-        plan = f"{len(self.train_split)} records ({keys}), {options.draws} draws, seed {options.seed}"
-        self.progress = Progress(plan=plan)
-        self.started = f"{datetime.now():%Y%m%d%H%M%S}"
-        self.losses = options.model_dir / f"loss_{self.started}.csv"
+        self.last = load_last(options.model_dir, wanted_name(options), report) if options.resume else None
         self.goes_on = options.resume and not options.reset_state
+        self.model = first_weights(options, self.last).to(ranks.device)
+        self.optimizer = options.optimizer_for(self.model)
+        self.schedule = options.schedule()
+        free = is_schedule_free(self.optimizer)
+        self.last_epoch = options.max_epoch if free else adjusted_max_epoch(self.schedule)
+        # Behind what is refused at once: its network may have to be downloaded.
+        self.loss = loss_of_run(options, self.last if self.goes_on else None, report.say).to(ranks.device)
+        self.average = Average(self.model, options.ema_decay, options.ema_step) if options.ema_model else None
+        self.adversary = adversary_for(self.model, ranks, options.adversary(ranks.device))
+        self.steps = Steps(
+            self.model,
+            self.optimizer,
+            self._training_loss,
+            ranks,
+            StepOptions(options.backward_step, options.amp(ranks.device), options.clip_norm, options.compile),
+            self.average.after_step if self.average is not None else lambda: None,
+            self.adversary,
+            report.warn,
+        )
+        self.rank = Rank(ranks.number, ranks.count)
+        self.cache = cache_for(options.data_dir, options.cache_limit)
+        self.stream = TrainingStream(self.train_split, options.stream(self.rank, self.cache), report)
+        self.progress = Progress()
+        backup = not options.disable_backup
+        self.keeper = Keeper(options.model_dir, self.model.name, report, goes_on=self.goes_on, backup=backup)
+        self.history = History(options.model_dir, tensorboard=options.tensorboard) if ranks.is_first else None
+        self.sources: list[str] = []
 
     def begin(self) -> None:
         """Take up the position of the run that is resumed, and tell what is about to happen."""
         options, report = self.options, self.report
         make_folder(options.model_dir / EVAL_FOLDER)
-        if self.goes_on:
-            self._resume()
-        elif self.checkpoint.exists() and not options.resume:
-            report.warn(
-                f"{self.checkpoint} is of an older run: it is kept as *.{self.started}.pth.bk when this one saves "
-                "its first (to go on with it, stop now and give --resume)"
-            )
+        if self.goes_on and self.last is not None:
+            self._resume(*self.last)
+        elif not options.resume:
+            self.keeper.warn_of_older_run()
+        source = self.last[0] if self.last is not None else options.checkpoint_file
+        if source is not None and not self.goes_on:
+            report.say(f"first weights: those of {source}")
+        if self.ranks.is_first:
+            content = self.last[1] if self.last is not None else None
+            self.sources = sources_of_run(self.train_split, report, content, options.checkpoint_file)
+        self.last = None
         left = f" ({self.left_out} left out: eval/ has them)" if self.left_out else ""
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        against = f", against {options.discriminator}" if self.adversary is not None else ""
+        among = f", {self.ranks.count} processes" if self.ranks.count > 1 else ""
         report.say(
             f"{len(self.train_split)} records to train on{left}, {len(self.eval_split)} to evaluate on; "
-            f"{self.model.name}, {parameters:.2f} M parameters, on {self.device}"
+            f"{self.model.name}, {parameters:.2f} M parameters{against}, on {self.ranks.device}{among}"
         )
+        if self.loss.source is not None:
+            report.say(f"--loss {self.loss.name} compares by {self.loss.source}")
         if self.last_epoch != options.max_epoch:
             report.say(f"epochs: {self.last_epoch}, so that the last one has the lowest rate")
 
@@ -155,231 +147,246 @@ class _Run:
                 f"all {self.last_epoch} epochs are done; raise --max-epoch, or start over with --reset-state"
             )
         while self.progress.epoch <= self.last_epoch:
-            epoch = self.progress.epoch
             started = time.monotonic()
-            train_loss = self._train_epoch()
-            eval_loss = None
-            if epoch % self.options.eval_step == 0 or epoch == self.last_epoch:
-                self._save()
-                eval_loss = self._evaluate()
-                if not np.isfinite(eval_loss):
-                    raise TrainingError(
-                        f"epoch {epoch}: the evaluation loss is not a number, the weights are spoilt; start anew, or "
-                        "from an older *.pth.bk, with a smaller --learning-rate"
-                    )
-                if eval_loss < self.progress.best_loss:
-                    self.progress = replace(self.progress, best_loss=eval_loss)
-                    self._keep_older_run()
-                    save_model(self.best_model, self.model, self.options.plain())
-            self.progress = Progress(epoch + 1, best_loss=self.progress.best_loss, plan=self.progress.plan)
+            epoch = self.progress.epoch
+            self._train_epoch()
+            eval_loss = self._end_of_epoch(epoch)
+            self.progress = Progress(epoch + 1, best_loss=self.progress.best_loss)
+            train_loss = self.stream.end_epoch(self.ranks.gather)
             self._save()
             self._log(epoch, train_loss, eval_loss, time.monotonic() - started)
         self.report.finish()
+        if self.history is not None:
+            self.history.close()
+        best = self.progress.best_loss
         return Trained(
-            self.checkpoint, self.best_model, self.progress.epoch - 1, train_loss, self.progress.best_loss
+            self.keeper.checkpoint, self.keeper.best_model, self.progress.epoch - 1, train_loss, best
         )
 
-    def _train_epoch(self) -> float:
-        """Train from the position in this epoch to its end; give the epoch's mean loss."""
-        options, progress = self.options, self.progress
+    def _end_of_epoch(self, epoch: int) -> float | None:
+        """Evaluate if it is time, and keep what is to be kept; give the evaluation's loss."""
+        options, eval_loss = self.options, None
+        due = epoch % options.eval_step == 0 or epoch == self.last_epoch
+        if due:
+            self._save()
+        self._mode(training=False)
+        with self.average.in_place() if self.average is not None else nullcontext():
+            if due and not options.skip_eval:
+                eval_loss = self._evaluate()
+                self._keep_best(eval_loss)
+            elif options.skip_eval and self.ranks.is_first:
+                self.keeper.save_best(self.model, self._train_kwargs())
+            if options.save_epoch and self.ranks.is_first:
+                self.keeper.save_epoch(self.model, self._train_kwargs(), epoch)
+        return eval_loss
+
+    def _training_loss(self, output: Tensor, target: Tensor, position: int) -> Tensor:
+        """Compare after the moves that belong to this place of the epoch."""
+        rng = generator(self.options.seed, "loss", self.progress.epoch, position)
+        loss: Tensor = self.loss(output, target, rng)
+        return loss
+
+    def _train_epoch(self) -> None:
+        """Train from the position in this epoch to its end."""
         self._mode(training=True)
-        set_epoch(self.optimizer, self.schedule, progress.epoch)
-        plan = plan_epoch(len(self.train_split), options.draws, seed=options.seed, epoch=progress.epoch)
-        samples = training_loader(
-            self.train_split,
-            plan,
-            seed=options.seed,
-            epoch=progress.epoch,
-            start=progress.consumed,
-            workers=options.workers,
-        )
-        self.report.start(f"epoch {progress.epoch}/{self.last_epoch}", len(plan), "samples")
-        saved = reported = time.monotonic()
-        pending: list[Tensor] = []
-        for sample in samples:
-            x, mask, y = finish(sample, self.device)
-            loss = self.loss(self.model(*self.model.preprocess(x, mask)), y)
-            torch.autograd.backward(loss / options.backward_step)
-            pending.append(loss.detach())
-            consumed = self.progress.consumed + len(pending)
-            if len(pending) < options.backward_step and consumed < len(plan):
-                continue
-            self._step(pending)
-            pending = []
-            now = time.monotonic()
-            if now - reported >= _REPORT_EVERY_SECONDS or consumed == len(plan):
-                reported = now
-                self.report.advance(consumed, f"loss {self._mean_loss():.5f}")
-            if now - saved >= options.checkpoint_minutes * 60:
-                self._save()
-                saved = now
-            if self.request.asked:
-                self._save()
-                raise StoppedError(
-                    f"stopped in epoch {progress.epoch} after {consumed} of {len(plan)} samples, all saved; the same "
-                    "command with --resume goes on from there"
-                )
-        return self._mean_loss()
+        self._set_rates()
+        self.report.start(f"epoch {self.progress.epoch}/{self.last_epoch}", len(self.stream.plan), "samples")
+        clock = Clock(self.stream.position)
+        for sample in clock.waiting(self.stream):
+            x, mask, y = finish(sample, self.ranks.device)
+            if self.steps.add(x, mask, y, position=sample.position, weight=sample.weight):
+                self._set_rates()
+                self._after_step(clock)
+        if self.steps.finish():
+            self._after_step(clock)
+        self._note_losses()
+        if self.ranks.any([self.progress.not_finite > NOT_FINITE_MAX])[0]:
+            raise self._hopeless()
+        self.report.advance(len(self.stream.plan), f"loss {self.stream.mean_loss:.5f}")
 
-    def _step(self, pending: list[Tensor]) -> None:
-        """Make one optimizer step of the gradients of ``pending`` losses, unless one is not a number."""
-        values = torch.stack(pending).tolist()
-        bad = sum(not np.isfinite(value) for value in values)
+    def _after_step(self, clock: Clock) -> None:
+        """Tell how it goes, save when it is time, stop when somebody asked for it."""
+        now, options = time.monotonic(), self.options
+        if now - clock.reported >= _REPORT_EVERY_SECONDS:
+            clock.reported = now
+            self._note_losses()
+            loss = self.stream.mean_loss
+            self.report.advance(
+                self.stream.position,
+                f"loss {loss:.5f}, {clock.speed(self.stream.position):.1f}/s, {clock.wait_share:.0%} waiting for data",
+            )
+            if self.history is not None and now - clock.noted >= _METRICS_EVERY_SECONDS:
+                clock.noted = now
+                epoch, position = self.progress.epoch, self.stream.position
+                speed, waited, judged = clock.speed(position), clock.wait_share, self.steps.discriminator_loss
+                moment = Moment(epoch, position, loss, rate_of(self.optimizer), speed, waited, judged)
+                self.history.note(moment, (epoch - 1) * len(self.stream.plan) + position)
         progress = self.progress
-        if bad:
-            if progress.not_finite + bad > NOT_FINITE_MAX:
-                raise TrainingError(
-                    f"epoch {progress.epoch}: the loss was not a number more than {NOT_FINITE_MAX} times; resume "
-                    "from the last checkpoint with a smaller --learning-rate"
-                )
-            self.report.warn(f"epoch {progress.epoch}: the loss is not a number, this step is left out")
-        else:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress = replace(
-            progress,
-            consumed=progress.consumed + len(values),
-            loss_sum=progress.loss_sum + sum(value for value in values if np.isfinite(value)),
-            not_finite=progress.not_finite + bad,
+        save, stop, failed = self.ranks.any(
+            [
+                now - clock.saved >= options.checkpoint_minutes * 60,
+                self.request.asked,
+                progress.not_finite > NOT_FINITE_MAX,
+            ]
+        )
+        if failed:
+            raise self._hopeless()
+        if save or stop:
+            self._save()
+            clock.saved = now
+        if stop:
+            raise StoppedError(
+                f"stopped in epoch {progress.epoch} after {self.stream.position} of {len(self.stream.plan)} samples, "
+                "all saved; the same command with --resume goes on from there"
+            )
+
+    def _hopeless(self) -> TrainingError:
+        return TrainingError(
+            f"epoch {self.progress.epoch}: the loss was not a number more than {NOT_FINITE_MAX} times; resume "
+            "from the last checkpoint with a smaller --learning-rate"
         )
 
-    def _mean_loss(self) -> float:
-        return self.progress.loss_sum / max(self.progress.consumed - self.progress.not_finite, 1)
+    def _note_losses(self) -> None:
+        """Take the losses off the device."""
+        bad = 0
+        for loss in self.steps.drain():
+            bad += bool(loss.weight) and not np.isfinite([loss.value, loss.discriminator or 0]).all()
+            if loss.weight:
+                self.stream.note_loss(loss.position, loss.value)
+        if bad:
+            self.progress = replace(self.progress, not_finite=self.progress.not_finite + bad)
+            self.report.warn(
+                f"epoch {self.progress.epoch}: the loss is not a number, such steps are left out "
+                f"({self.progress.not_finite} so far)"
+            )
 
-    @torch.no_grad()
     def _evaluate(self) -> float:
         """Give the mean loss over ``eval/``, saving the pictures asked for."""
-        self._mode(training=False)
-        self.report.start(f"evaluating epoch {self.progress.epoch}", len(self.eval_split), "records")
-        total = 0.0
-        for done, sample in enumerate(evaluation_loader(self.eval_split, workers=self.options.workers), 1):
-            x, mask, y = finish(sample, self.device)
-            emptied, soft = self.model.preprocess(x, mask)
-            out = self.model(emptied, soft)
-            total += float(self.loss(out, y))
-            if (done - 1) % self.options.save_eval_step == 0:
-                border = (x.shape[-1] - y.shape[-1]) // 2
-                masked = emptied[..., border:-border, border:-border]
-                picture = self.options.model_dir / EVAL_FOLDER / f"{done - 1}.png"
-                write_file(picture, encode_png(side_by_side([masked, out, y])))
-            self.report.advance(done, f"loss {total / done:.5f}")
+        options, epoch = self.options, self.progress.epoch
+        self.report.start(f"evaluating epoch {epoch}", len(self.eval_split), "records")
+
+        def check() -> None:
             if self.request.asked:
                 raise StoppedError(
-                    f"stopped while evaluating epoch {self.progress.epoch}, whose training is saved; the same command "
+                    f"stopped while evaluating epoch {epoch}, whose training is saved; the same command "
                     "with --resume goes on from there"
                 )
-        return total / len(self.eval_split)
+
+        return judge(
+            self.model,
+            self.loss,
+            evaluation_loader(self.eval_split, workers=options.workers, cache=self.cache, rank=self.rank),
+            len(self.eval_split),
+            self.ranks,
+            amp=options.amp(self.ranks.device),
+            pictures=options.model_dir / EVAL_FOLDER,
+            every=options.save_eval_step,
+            report=self.report,
+            check=check,
+        )
+
+    def _keep_best(self, eval_loss: float) -> None:
+        """Keep the weights if they are the best so far."""
+        if not np.isfinite(eval_loss):
+            raise TrainingError(
+                f"epoch {self.progress.epoch}: the evaluation loss is not a number, the weights are spoilt; start "
+                "anew, or from an older *.pth.bk, with a smaller --learning-rate"
+            )
+        if eval_loss < self.progress.best_loss:
+            self.progress = replace(self.progress, best_loss=eval_loss)
+            if self.ranks.is_first:
+                self.keeper.save_best(self.model, self._train_kwargs())
+
+    def _set_rates(self) -> None:
+        """Give the next step its rates."""
+        trained = self.stream.position / len(self.stream.plan)
+        set_rates(self.optimizer, self.schedule, self.progress.epoch, trained)
+        if self.adversary is not None:
+            self.adversary.set_rate(self.optimizer.param_groups[0]["lr"] / self.options.learning_rate)
 
     def _mode(self, *, training: bool) -> None:
         """Switch network and optimizer between taking steps and being evaluated or saved."""
         self.model.train(training)
         set_training(self.optimizer, training)
 
-    def _first_weights(self) -> LightVideoInpaint:
-        """Give the network to start with: the last checkpoint's, --checkpoint-file's, or fresh."""
-        options = self.options
-        torch.manual_seed(derived_seed(options.seed, "weights") & 0x7FFFFFFF)
-        fresh = create(options.arch or DEFAULT_ARCH)
-        source = options.checkpoint_file
-        if options.resume:
-            source = last_checkpoint(options.model_dir, fresh.name if options.arch else None)
-        if source is None:
-            return fresh
-        loaded = load_model(source)
-        if not all(bool(parameter.isfinite().all()) for parameter in loaded.parameters()):
-            raise CheckpointError(f"{source}: its weights are not all numbers; give another file")
-        if options.arch and loaded.kwargs != fresh.kwargs:
-            raise CheckpointError(
-                f"{source}: holds a network of {loaded.kwargs}, --arch {options.arch} is one of {fresh.kwargs}; leave "
-                "out --arch to take the file's"
-            )
-        return loaded
-
-    def _resume(self) -> None:
+    def _resume(self, checkpoint: Path, content: dict[str, Any]) -> None:
         """Take optimizer and position from the last checkpoint."""
-        content = load_checkpoint(self.checkpoint)
-        stored = content.get("vshard", {})
+        stored = content["vshard"]
         try:
             if content["train_kwargs"]["optimizer"] != self.options.optimizer:
                 raise CheckpointError(
-                    f"{self.checkpoint}: was trained with --optimizer {content['train_kwargs']['optimizer']}; give "
+                    f"{checkpoint}: was trained with --optimizer {content['train_kwargs']['optimizer']}; give "
                     "the same, or --reset-state to take the weights only"
                 )
-            self.optimizer.load_state_dict(content["optimizer_state_dict"][0])
-            position = Progress(**stored["progress"])
-            if stored[_STEPPING]:
-                self._take_stepping(stored[_STEPPING])
-            if not all(
-                isinstance(count, int) for count in (position.epoch, position.consumed, position.not_finite)
-            ):
-                raise ValueError("odd counts")
+            take_state(self.optimizer, content["optimizer_state_dict"][0])
+            position = Progress.from_plain(stored[PROGRESS])
+            if stored[STEPPING]:
+                take_stepping(self.model, self.optimizer, stored[STEPPING])
+            scaling = content["grad_scaler_state_dict"][0]
+            if self.steps.scaler.is_enabled() and scaling:
+                self.steps.scaler.load_state_dict(scaling)
+            if self.average is not None:
+                self._resume_average(checkpoint, stored[AVERAGE])
+            take_adversary(self.adversary, stored.get(ADVERSARY), checkpoint, _WEIGHTS_ONLY)
+            stream_state = stored[STREAM]
+            if stored[LOSS]["name"] != self.options.loss:
+                self.report.warn(
+                    f"--loss is {self.options.loss} now and was {stored[LOSS]['name']}: what was the best model so far "
+                    "counts no more"
+                )
+                position = replace(position, best_loss=float("inf"))
         except CheckpointError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.checkpoint}: holds no position to go on from ({error}); take its weights only with "
-                "--resume --reset-state"
+                f"{checkpoint}: holds no position to go on from ({error}); {_WEIGHTS_ONLY}"
             ) from error
-        if position.plan != self.progress.plan and position.consumed:
-            self.report.warn(
-                f"the data or the order changed ({position.plan} before, {self.progress.plan} now): epoch "
-                f"{position.epoch} starts over"
-            )
+        try:
+            self.stream.load_state_dict(stream_state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint}: {error}; {_WEIGHTS_ONLY}") from error
+        if not self.stream.position:  # the data may have changed
             position = Progress(position.epoch, best_loss=position.best_loss)
-        self.progress = replace(position, plan=self.progress.plan)
-        if self.progress.epoch <= self.last_epoch:
-            self.report.say(f"going on with epoch {position.epoch}, sample {position.consumed}")
+        self.progress = position
+        if position.epoch <= self.last_epoch:
+            self.report.say(f"going on with epoch {position.epoch}, sample {self.stream.position}")
 
-    def _keep_older_run(self) -> None:
-        """Move an older run's model files aside before this run's first save takes their names."""
-        if self.goes_on:
-            return
-        self.goes_on = True
-        for path in (self.checkpoint, self.best_model):
-            if path.exists():
-                kept = path.with_name(f"{path.name.removesuffix('.pth')}.{self.started}{KEPT_SUFFIX}")
-                with writing(kept):
-                    path.replace(kept)
-                self.report.say(f"{path.name} of the older run is kept as {kept.name}")
+    def _resume_average(self, checkpoint: Path, state: dict[str, Any] | None) -> None:
+        if state is None:
+            raise CheckpointError(
+                f"{checkpoint}: was trained without --ema-model; leave it out, or {_WEIGHTS_ONLY}"
+            )
+        assert self.average is not None
+        self.average.load_state(state)
 
-    def _check_weights(self) -> None:
-        """Refuse to keep weights that are not numbers."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+    def _save(self) -> None:
+        """Write a checkpoint, of weights that are numbers."""
+        self._note_losses()
+        if not self.steps.are_numbers():
             raise TrainingError(
                 f"epoch {self.progress.epoch}: the weights are no longer numbers, so they are not saved; resume from "
                 "the last checkpoint, or start anew, with a smaller --learning-rate"
             )
+        stream = self.stream.state_dict(self.ranks.gather)
+        if self.ranks.is_first:
+            self.keeper.save(
+                self.model,
+                self.optimizer,
+                self.steps.scaler,
+                train_kwargs=self._train_kwargs(),
+                progress=self.progress,
+                stream=stream,
+                loss={"name": self.loss.name, "network": self.loss.source},
+                average=self.average.state() if self.average is not None else None,
+                adversary=self.adversary.state() if self.adversary is not None else None,
+            )
 
-    def _save(self) -> None:
-        """Write the checkpoint without changing a bit of what the next step starts from."""
-        self._check_weights()
-        self._keep_older_run()
-        in_training = is_schedule_free(self.optimizer) and self.model.training
-        weights = (
-            {name: p.detach().clone() for name, p in self.model.named_parameters()} if in_training else {}
-        )
-        set_training(self.optimizer, False)
-        save_checkpoint(
-            self.checkpoint,
-            self.model,
-            self.optimizer,
-            train_kwargs=self.options.plain(),
-            best_loss=self.progress.best_loss,
-            last_epoch=self.progress.epoch - 1,
-            progress={"progress": asdict(self.progress), _STEPPING: weights},
-        )
-        if in_training:
-            self._take_stepping(weights)
-
-    def _take_stepping(self, weights: dict[str, Tensor]) -> None:
-        """Put back the weights that a schedule-free optimizer steps from: going there and back is not exact."""
-        set_training(self.optimizer, True)
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
+    def _train_kwargs(self) -> dict[str, Any]:
+        """Say what this run is, for the record."""
+        return {**self.options.plain(), SOURCES: self.sources}
 
     def _log(self, epoch: int, train_loss: float, eval_loss: float | None, seconds: float) -> None:
-        """Tell an epoch's losses and add them to the run's CSV."""
+        """Tell an epoch's losses and keep them in the run's history."""
         evaluated = f", evaluation {eval_loss:.5f}" if eval_loss is not None else ""
         best = " (best)" if eval_loss is not None and eval_loss == self.progress.best_loss else ""
         left = timedelta(seconds=round(seconds * (self.last_epoch - epoch)))
@@ -387,9 +394,6 @@ class _Run:
         self.report.say(
             f"epoch {epoch}: loss {train_loss:.5f}{evaluated}{best}; took {took}, all epochs: {left} left"
         )
-        fresh = not self.losses.exists()
-        with writing(self.losses), self.losses.open("a", newline="") as file:
-            table = csv.writer(file)
-            if fresh:
-                table.writerow(["epoch", "train_loss", "eval_loss"])
-            table.writerow([epoch, train_loss, "" if eval_loss is None else eval_loss])
+        if self.history is not None:
+            rate = rate_of(self.optimizer)
+            self.history.end_epoch(Epoch(epoch, train_loss, eval_loss, rate, seconds))

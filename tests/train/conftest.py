@@ -1,0 +1,25 @@
+"""A network that trains in seconds, and records for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from making import make_record
+
+from vshard.records.record import write_record
+from vshard.train.network import ARCHITECTURES
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "tiny", {"base_dim": 4, "lv2_mlp_ratio": 1})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for number in range(5):
+        split = "train" if number < 3 else "eval"
+        write_record(root / split, make_record(f"a_{number:06d}", size=256, seed=number))
+    return root

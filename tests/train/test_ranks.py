@@ -1,0 +1,89 @@
+"""Two processes train as one: started as ``torchrun`` starts them, over the whole of ``train``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from making import make_record
+
+from vshard.records.record import write_record
+from vshard.train.checkpoint import load_checkpoint
+from vshard.train.history import read_epochs
+
+NAME = "inpaint.light_video_inpaint_v1"
+_TRAIN = """
+import sys
+from vshard.train.network import ARCHITECTURES
+ARCHITECTURES["tiny"] = {"base_dim": 4, "lv2_mlp_ratio": 1}
+from cli.main import run
+sys.exit(run(["train", *sys.argv[1:]]))
+"""
+
+
+def start(arguments: list[str], ranks: int) -> tuple[list[int], str]:
+    """Run `vshard train` in so many processes; give their exit codes and all they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TRAIN, *arguments],
+            env={**os.environ, **here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    return [process.returncode for process in processes], "".join(said)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for number in range(8):
+        split = "train" if number < 5 else "eval"
+        write_record(root / split, make_record(f"a_{number:06d}", size=256, seed=number))
+    return root
+
+
+def test_two_ranks_equal_one_with_twice_the_accumulation(data: Path, tmp_path: Path) -> None:
+    common = f"-i {data} --video --arch tiny --max-epoch 2 --eval-step 1 --num-samples 96"
+    common += " --gpu -1 --num-workers 0 --learning-rate 1e-4 --loss temporal_l1"
+    codes, said = start([*common.split(), "--model-dir", str(tmp_path / "two"), "--backward-step", "2"], 2)
+    assert codes == [0, 0], said
+    assert "2 processes" in said and said.count("epoch 1: loss") == 1, "the first one speaks for both"
+    codes, alone = start([*common.split(), "--model-dir", str(tmp_path / "one"), "--backward-step", "4"], 1)
+    assert codes == [0], alone
+    two, one = (read_epochs(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert [epoch.epoch for epoch in two] == [epoch.epoch for epoch in one] == [1, 2]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-4)
+    states = [load_checkpoint(tmp_path / name / f"{NAME}.checkpoint.pth") for name in ("two", "one")]
+    for (name, ours), theirs in zip(
+        states[0]["state_dict"].items(), states[1]["state_dict"].values(), strict=True
+    ):
+        # Adam makes a step of the whole rate out of a gradient that is only noise.
+        assert torch.allclose(ours, theirs, atol=3e-4), name
+    assert states[0]["vshard"]["stream"]["epoch"] == states[1]["vshard"]["stream"]["epoch"] == 3
+    history = [state["vshard"]["stream"]["history"] for state in states]
+    for ours, theirs in zip(history[0].values(), history[1].values(), strict=True):
+        assert (
+            torch.allclose(ours, theirs, rtol=1e-3, equal_nan=True)
+            if torch.is_tensor(ours)
+            else ours == theirs
+        )
+    # And on with another number of processes.
+    more = [*common.replace("--max-epoch 2", "--max-epoch 3").split(), "--resume", "--backward-step", "4"]
+    codes, said = start([*more, "--model-dir", str(tmp_path / "two")], 1)
+    assert codes == [0] and "going on with epoch 3" in said

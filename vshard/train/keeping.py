@@ -1,0 +1,185 @@
+"""The files of a run: checkpoints to go on from, the best model, and what an older run in the folder left.
+
+The last two checkpoints are kept: a new one takes its name after the one before was renamed, so at every moment one of
+them is whole, and a damaged one is no end of a long night.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.errors import CheckpointError
+from ..base.files import writing
+from ..base.report import Report
+from .checkpoint import (
+    CHECKPOINT_SUFFIX,
+    KEPT_SUFFIX,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from .network import LightVideoInpaint
+from .optimize import is_schedule_free, set_training
+from .progress import Progress
+
+PREVIOUS_SUFFIX = ".checkpoint.previous.pth"
+# Checkpoint entries of ours: how far the run has come, its stream's position, the weights that a schedule-free
+# optimizer takes gradients at, the moving average of weights, what the loss is and which network it compares by, and
+# the discriminator with all that it goes on from.
+PROGRESS, STREAM, STEPPING, AVERAGE, LOSS = "progress", "stream", "stepping_weights", "average", "loss"
+ADVERSARY = "adversary"
+
+
+class Keeper:
+    """Writes one run's model files into its folder."""
+
+    def __init__(
+        self, model_dir: Path, name: str, report: Report, *, goes_on: bool, backup: bool = True
+    ) -> None:
+        """``goes_on``: the files that are there are this run's own, not an older one's, which ``backup`` keeps."""
+        self.checkpoint = model_dir / f"{name}{CHECKPOINT_SUFFIX}"
+        self.previous = model_dir / f"{name}{PREVIOUS_SUFFIX}"
+        self.best_model = model_dir / f"{name}.pth"
+        self._report, self._goes_on, self._backup = report, goes_on, backup
+        self._started = f"{datetime.now():%Y%m%d%H%M%S}"
+
+    def warn_of_older_run(self) -> None:
+        """Tell that an older run's files are about to be moved aside."""
+        if not self._goes_on and self.checkpoint.exists():
+            fate = f"kept as *.{self._started}{KEPT_SUFFIX}" if self._backup else "removed"
+            self._report.warn(
+                f"{self.checkpoint} is of an older run: it is {fate} when this one saves its first (to go on with it, "
+                "stop now and give --resume)"
+            )
+
+    def save(
+        self,
+        model: LightVideoInpaint,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        *,
+        train_kwargs: dict[str, Any],
+        progress: Progress,
+        stream: dict[str, Any],
+        loss: dict[str, Any],
+        average: dict[str, Any] | None,
+        adversary: dict[str, Any] | None,
+    ) -> None:
+        """Write the checkpoint without changing a bit of what the next step starts from.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._keep_older_run()
+        in_training = is_schedule_free(optimizer) and model.training
+        weights = {name: p.detach().clone() for name, p in model.named_parameters()} if in_training else {}
+        set_training(optimizer, False)
+        if self.checkpoint.exists():
+            with writing(self.previous):
+                self.checkpoint.replace(self.previous)
+        save_checkpoint(
+            self.checkpoint,
+            model,
+            optimizer,
+            train_kwargs=train_kwargs,
+            best_loss=progress.best_loss,
+            last_epoch=progress.epoch - 1,
+            progress={
+                PROGRESS: progress.plain(),
+                STREAM: stream,
+                STEPPING: weights,
+                AVERAGE: average,
+                LOSS: loss,
+                ADVERSARY: adversary,
+            },
+            grad_scaler=scaler if scaler.is_enabled() else None,
+        )
+        if in_training:
+            take_stepping(model, optimizer, weights)
+
+    def save_best(self, model: LightVideoInpaint, train_kwargs: dict[str, Any]) -> None:
+        """Write the best model so far.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._keep_older_run()
+        save_model(self.best_model, model, train_kwargs)
+
+    def save_epoch(self, model: LightVideoInpaint, train_kwargs: dict[str, Any], epoch: int) -> None:
+        """Write an epoch's model, which stays.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._keep_older_run()
+        save_model(self.best_model.with_suffix(f".epoch{epoch:04d}.pth"), model, train_kwargs)
+
+    def _keep_older_run(self) -> None:
+        """Move an older run's files aside, or remove them, before this run's first save takes their names."""
+        if self._goes_on:
+            return
+        self._goes_on = True
+        for path in (self.checkpoint, self.previous, self.best_model):
+            if path.exists() and not self._backup:
+                with writing(path):
+                    path.unlink()
+            elif path.exists():
+                kept = path.with_name(f"{path.name.removesuffix('.pth')}.{self._started}{KEPT_SUFFIX}")
+                with writing(kept):
+                    path.replace(kept)
+                self._report.say(f"{path.name} of the older run is kept as {kept.name}")
+
+
+def load_last(model_dir: Path, name: str | None, report: Report) -> tuple[Path, dict[str, Any]]:
+    """Read the last whole checkpoint of the run in ``model_dir``; see :func:`.checkpoint.load_checkpoint`.
+
+    ``name``: the network's; None: whichever is there.
+
+    Raises:
+        CheckpointError: there is none, there are several networks' and ``name`` does not say which, or none is whole.
+    """
+    names = {
+        path.name.removesuffix(suffix): None
+        for suffix in (CHECKPOINT_SUFFIX, PREVIOUS_SUFFIX)
+        for path in sorted(model_dir.glob(f"{name or '*'}{suffix}"))
+    }
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{model_dir}: holds checkpoints of {len(names)} networks ({next(iter(names))}, …); say which by --arch"
+        )
+    if not names:
+        kept = sorted(model_dir.glob(f"*.checkpoint.*{KEPT_SUFFIX}"))
+        older = f" ({kept[-1].name} is of an older run: --checkpoint-file takes its weights)" if kept else ""
+        raise CheckpointError(
+            f"{model_dir}: no checkpoint to resume{older}; check --model-dir, or leave out --resume to start"
+        )
+    (found,) = names
+    last, previous = model_dir / f"{found}{CHECKPOINT_SUFFIX}", model_dir / f"{found}{PREVIOUS_SUFFIX}"
+    try:
+        return last, load_checkpoint(last)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        content = load_checkpoint(previous)
+        report.warn(f"{error}; going on from the one before, {previous.name}")
+        return previous, content
+
+
+def take_stepping(
+    model: LightVideoInpaint, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]
+) -> None:
+    """Put back the weights that a schedule-free optimizer steps from: going there and back is not exact.
+
+    Raises:
+        KeyError, RuntimeError: ``weights`` are not those of ``model``.
+    """
+    set_training(optimizer, True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
