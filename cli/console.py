@@ -24,61 +24,67 @@ class Console:
         self._bar: Progress | None = None
         self._task: TaskID
         self._what = self._unit = ""
+        self._figures = ""
         self._total: int | None = None
         self._started = self._logged = 0.0
-        self._told = -1
+        self._done = self._told = 0
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self.finish()
         self._what, self._unit = what, unit
         self._total = total
         self._started = self._logged = time.monotonic()
-        self._told = -1
+        self._done = self._told = 0
+        if total == 0:
+            return
         if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
-            self.say(f"{what}: {self._amount(total)}")
+            self.say(what if total is None else f"{what}: {self._amount(total)}")
             return
         from rich import console, progress
 
         bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=24),
-            *(
-                [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-                if unit == BYTES
-                else [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
-            ),
+            progress.TextColumn("{task.fields[told]}"),
+            *([progress.TransferSpeedColumn()] if unit == BYTES else []),
             progress.TextColumn("{task.fields[figures]}"),
             progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
+            *([progress.TextColumn("left"), progress.TimeRemainingColumn()] if total is not None else []),
             console=console.Console(stderr=True),
         )
-        self._task = bar.add_task(what, total=total, figures="")
+        self._task = bar.add_task(plain(what), total=total, told=self._progress(0), figures="")
         self._bar = bar
         bar.start()
 
     def advance(self, done: int, figures: str = "") -> None:
+        self._done, self._figures = done, figures
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=figures)
+            self._bar.update(self._task, completed=done, told=self._progress(done), figures=figures)
             return
-        now = time.monotonic()
         ended = done == self._total and done != self._told
-        if now - self._logged >= LOG_EVERY_SECONDS or ended:
-            self._logged, self._told = now, done
-            left = ""
-            if self._total is not None and 0 < done < self._total:
-                left = f", {_clock((now - self._started) / done * (self._total - done))} left"
-            told = f"{done}/{self._total or '?'} {self._unit}"
-            if self._unit == BYTES:
-                told = f"{size_text(done)} of {self._amount(self._total)}"
-            self.say(f"{self._what}: {told}{left}  {figures}".rstrip())
+        if self._total != 0 and (time.monotonic() - self._logged >= LOG_EVERY_SECONDS or ended):
+            self._tell()
 
-    def _amount(self, total: int | None) -> str:
-        if self._unit == BYTES and total is not None:
-            return size_text(total)
-        return f"{'?' if total is None else total} {self._unit}"
+    def _tell(self) -> None:
+        self._logged, self._told = time.monotonic(), self._done
+        left = ""
+        if self._total is not None and 0 < self._done < self._total:
+            seconds = (self._logged - self._started) / self._done * (self._total - self._done)
+            left = f", {_clock(seconds)} left"
+        self.say(f"{self._what}: {self._progress(self._done)}{left}  {self._figures}".rstrip())
+
+    def _progress(self, done: int) -> str:
+        if self._total is None:
+            return self._amount(done)
+        if self._unit == BYTES:
+            return f"{size_text(done)} of {size_text(self._total)}"
+        return f"{done}/{self._amount(self._total)}"
+
+    def _amount(self, count: int) -> str:
+        return size_text(count) if self._unit == BYTES else counted(count, self._unit.removesuffix("s"))
 
     def say(self, line: str) -> None:
+        line = plain(line)
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
             return
@@ -93,6 +99,10 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        elif self._total is None and self._done != self._told:
+            # Nobody knew that this was the end.
+            self._tell()
+        self._told = self._done
 
 
 @contextmanager
@@ -105,14 +115,22 @@ def console() -> Iterator[Console]:
         report.finish()
 
 
+def plain(line: str) -> str:
+    """Escape what steers a terminal or cannot be written, as the names of files may.
+
+    Word by word, for only a part of what is long is kept, and a line's end tells what to do.
+    """
+    from vshard.records.names import printable
+
+    return " ".join(map(printable, line.split(" ")))
+
+
 def size_text(size_bytes: int) -> str:
     """Write a number of bytes for people: 12.3 MB."""
-    size = float(size_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+    if size_bytes < 1000:
+        return counted(size_bytes, "byte")
+    power, unit = next(((p, u) for p, u in ((1, "kB"), (2, "MB")) if size_bytes < 1000 ** (p + 1)), (3, "GB"))
+    return f"{size_bytes / 1000**power:.1f} {unit}"
 
 
 def counted(count: int, thing: str) -> str:

@@ -52,7 +52,7 @@ def command(output: Path, gpu: int) -> None:
     _step(
         "train", "-i", output / "shards", "--model-dir", output / "model", "--video", "--arch", "narrow",
         "--max-epoch", 1, "--num-samples", 12 * 90, "--learning-rate", 1e-3, "--backward-step", 1,
-        "--save-eval-step", 1, "--gpu", gpu,
+        "--save-eval-step", 1, "--loss", "temporal_l1", "--gpu", gpu,
     )  # fmt: skip
     from vshard.train.pictures import demo_picture
 

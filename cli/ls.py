@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import console, counted, size_text
+from .console import console, counted, plain, size_text
 from .places import jobs_option
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from vshard.shards.listing import Listed, Listing, Totals, Video
 
 _NONE = "-"
+# What stands in the columns of these headings is a number, and lines up on the right.
+_NUMBERS = {"FRAMES", "PICTURE", "RECORDS", "SIZE", "MASK PX", "MASK"}
 
 
 @click.command()
@@ -28,8 +31,8 @@ def command(places: tuple[str, ...], sources: bool, as_json: bool, only: str | N
     """List records: their videos, sizes and mask areas.
 
     PLACE is a dataset, a split, a record folder, a shard or a pattern; here or in a store (s3://, gs://, http(s)://).
-    A record that is in a folder and in a shard is one line, its size counted once. The mask's area is that of the mean
-    frame.
+    A record that is in a folder and in a shard is one line, its size counted once; --json names the shards. The mask's
+    area is that of the mean frame.
 
     \b
     Example:
@@ -44,24 +47,24 @@ def command(places: tuple[str, ...], sources: bool, as_json: bool, only: str | N
         click.echo(json.dumps(_facts(listing, sources), indent=1))
     else:
         table = _videos(listing.videos) if sources else _records(listing.records)
-        click.echo("\n".join([*_aligned(table), *listing.damage, _totals(listing.totals)]))
+        click.echo("\n".join([*_aligned(table), *map(plain, listing.damage), _totals(listing.totals)]))
     if listing.damaged:
         raise DatasetError(
-            f"{listing.damaged} of these cannot be read; see what is wrong with: vshard verify {' '.join(places)}"
+            f"{listing.damaged} of these cannot be read; see what is wrong with: vshard verify {shlex.join(places)}"
         )
 
 
 def _records(records: Sequence[Listed]) -> list[list[str]]:
     """Give the table of records: a row of headings, then a row a record."""
-    from vshard.shards.videos import printable
+    from vshard.records.names import printable
 
     several = len({record.place for record in records}) > 1
     rows = [["KEY", "FORM", "VIDEO", "FRAMES", "PICTURE", "SIZE", "MASK PX", "MASK"]]
     for record in records:
-        form = "+".join(record.forms)
+        form = _form(record.forms)
         facts = record.facts
         if isinstance(facts, Exception):
-            rows.append([record.key, form, f"cannot be read: {facts}"])
+            rows.append([record.key, form, f"cannot be read: {plain(str(facts))}"])
         else:
             area = facts.mask_area_px / facts.frames
             rows.append(
@@ -77,13 +80,13 @@ def _records(records: Sequence[Listed]) -> list[list[str]]:
                 ]
             )
     if several:
-        labels = ["PLACE", *(str(record.place) for record in records)]
+        labels = ["PLACE", *(plain(str(record.place)) for record in records)]
         rows = [[label, *row] for label, row in zip(labels, rows, strict=True)]
     return rows
 
 
 def _videos(videos: Sequence[Video]) -> list[list[str]]:
-    from vshard.shards.videos import printable
+    from vshard.records.names import printable
 
     rows = [["VIDEO", "HASH", "SPLITS", "RECORDS", "SIZE", "MASK PX", "MASK", "VIEWS"]]
     for video in videos:
@@ -92,7 +95,7 @@ def _videos(videos: Sequence[Video]) -> list[list[str]]:
             [
                 video.name,
                 "+".join(video.file_hashes) or _NONE,
-                "+".join(sorted(video.splits)),
+                plain("+".join(video.splits)),
                 str(totals.records),
                 size_text(totals.size_bytes),
                 _NONE if totals.mask_area_px is None else f"{totals.mask_area_px:.0f}",
@@ -110,16 +113,30 @@ def _totals(totals: Totals) -> str:
     return f"{line}, mean mask {totals.mask_area_px:.0f} px ({_part(totals.mask_part)})"
 
 
+def _form(forms: Sequence[str]) -> str:
+    """Tell where a record lies without the names of shards: folder, shard, folder+shard, 2 shards."""
+    from vshard.shards.holdings import IN_FOLDER
+
+    shards = sum(form != IN_FOLDER for form in forms)
+    folder = [IN_FOLDER] if IN_FOLDER in forms else []
+    return "+".join([*folder, *([counted(shards, "shard").removeprefix("1 ")] if shards else [])])
+
+
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Line columns up; the last of a row may be of any length."""
-    widths: dict[int, int] = {}
+    """Line the columns up below the headings of the first row; what ends a shorter row may be of any length."""
+    headings = rows[0]
+    widths = [0] * len(headings)
     for row in rows:
-        for column, text in enumerate(row[:-1]):
-            widths[column] = max(widths.get(column, 0), len(text))
-    return [
-        "  ".join([*(text.ljust(widths[column]) for column, text in enumerate(row[:-1])), row[-1]])
-        for row in rows
-    ]
+        for column, text in enumerate(row if len(row) == len(headings) else row[:-1]):
+            widths[column] = max(widths[column], len(text))
+    lines = []
+    for row in rows:
+        cells = [
+            text.rjust(width) if heading in _NUMBERS else text.ljust(width)
+            for heading, width, text in zip(headings, widths, row, strict=False)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def _part(part: float) -> str:

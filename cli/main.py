@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by the user.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import click
 
 from vshard import __version__
 
+from .console import plain
 from .table import COMMANDS
 
 STOPPED = 130
@@ -81,7 +83,9 @@ def run(arguments: list[str]) -> int:
     try:
         vshard.main(arguments, prog_name="vshard", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        _print(told.getvalue().rstrip("\n").split("\n"))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("stopped; run the same command again")
@@ -109,5 +113,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(line: str) -> None:
+    _print(["vshard: " + " ".join(line.split("\n"))])
+
+
+def _print(lines: list[str]) -> None:
     with suppress(OSError, ValueError):
-        click.echo("vshard: " + " ".join(line.split("\n")), err=True)
+        click.echo("\n".join(map(plain, lines)), err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -69,14 +69,22 @@ def command(
     Example:
       vshard pack data/city/train data/beach/train -o shards/train --shuffle 1
     """
+    from vshard.base.errors import OptionError
     from vshard.base.stores import parse_place
+    from vshard.records.names import is_record_key
     from vshard.shards.pack import pack
     from vshard.shards.plan import PackOptions
 
     if name is None:
         named = parse_place(sources[0]) if len(sources) == 1 else output
         named = named.resolve() if isinstance(named, Path) else named
-        name = (output if isinstance(named, Path) and not named.is_dir() else named).name
+        named = output if isinstance(named, Path) and not named.is_dir() else named
+        name = named.name
+        if not is_record_key(name):
+            raise OptionError(
+                f"{named}: the shards would take this folder's name, of which only A-Z a-z 0-9 _ - are allowed; give "
+                "another with --name"
+            )
     options = PackOptions(
         sources=sources,
         output=output,
@@ -92,4 +100,5 @@ def command(
     with console() as report:
         packed = pack(options, report)
     records, shards = counted(packed.records, "record"), counted(len(packed.shards), "shard")
-    click.echo(f"{output}: {records} in {shards}, {size_text(packed.size_bytes)}")
+    ending = "" if packed.made else "; all of it was there already"
+    click.echo(f"{output}: {records} in {shards}, {size_text(packed.size_bytes)}{ending}")

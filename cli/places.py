@@ -21,11 +21,11 @@ def place(text: str) -> Place:
     return parse_place(text)
 
 
-def local_path(text: str) -> Path:
-    """Read a local path, refusing a URL: the type of an option."""
+def local_path(text: str | Path) -> Path:
+    """Read a local path, refusing a URL: the type of an option, whose default may be a path already."""
     from vshard.base.errors import OptionError
 
-    found = place(text)
+    found = place(str(text))
     if not isinstance(found, Path):
         raise OptionError(f"{found}: this has to be on this machine; give a local path")
     return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import console, counted, size_text
+from .console import console, counted, plain, size_text
 from .places import place
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def command(data_dir: Place, records: int, by_video: bool, seed: int, dry_run: b
     with console() as report:
         outcome = split(SplitOptions(data_dir, records, by_video, seed, dry_run), report)
     for line in _lines(outcome, data_dir, by_video=by_video, dry_run=dry_run):
-        click.echo(line)
+        click.echo(plain(line))
 
 
 def _lines(outcome: Outcome, data: Place, *, by_video: bool, dry_run: bool) -> list[str]:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import console, counted
+from .console import console, counted, plain
 from .places import allow_pipe_option, jobs_option, place, shard_arguments
 
 if TYPE_CHECKING:
+    from vshard.base.pipes import Pipe
     from vshard.base.stores import Place
 
 
@@ -33,7 +34,22 @@ def command(shards: tuple[str, ...], output: Place, only: str | None, jobs: int,
     """
     from vshard.shards.unpack import UnpackOptions, unpack
 
-    options = UnpackOptions(shard_arguments(shards, allow_pipe=allow_pipe), output, only, jobs)
+    options = UnpackOptions(_shards(shards, allow_pipe=allow_pipe), output, only, jobs)
     with console() as report:
         count = unpack(options, report)
-    click.echo(f"{output}: {counted(count, 'record')}")
+    click.echo(plain(f"{output}: {counted(count, 'record')}"))
+
+
+def _shards(texts: tuple[str, ...], *, allow_pipe: bool) -> tuple[Place | Pipe, ...]:
+    from vshard.base.errors import ShardError
+    from vshard.base.pipes import parse_pipe
+    from vshard.base.stores import expand
+    from vshard.shards.holdings import refuse_dataset
+
+    try:
+        return shard_arguments(texts, allow_pipe=allow_pipe)
+    except ShardError:
+        files = [text for text in texts if parse_pipe(text, allowed=allow_pipe) is None]
+        for place in (place for text in files for place in expand(text)):
+            refuse_dataset(place)
+        raise

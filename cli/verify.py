@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .columns import aligned
 from .console import console, counted, size_text
 from .places import allow_pipe_option, jobs_option
 
@@ -85,7 +86,7 @@ def _advice(found: Verified, places: tuple[str, ...]) -> str:
 
 def _table(found: Verified) -> list[str]:
     """Give a line a shard and a split's record folders, below each what is wrong there."""
-    from vshard.shards.check import printable
+    from vshard.records.names import printable
 
     rows: list[tuple[str, ...]] = [("", "records", "pictures", "size", "index")]
     below: dict[int, list[str]] = {}
@@ -100,7 +101,7 @@ def _table(found: Verified) -> list[str]:
     for split, findings in whole_folders.items():
         rows.append(_row(f"{printable(split)}: {counted(len(findings), 'record folder')}", findings, "-"))
     lines = []
-    for number, line in enumerate(_aligned(rows)):
+    for number, line in enumerate(aligned(rows, left=(0, -1))):
         lines += [line, *below.get(number, [])]
     return [*lines, *(f"note: {printable(remark)}" for remark in found.remarks)]
 
@@ -112,27 +113,15 @@ def _row(name: str, findings: Sequence[Finding], index: str) -> tuple[str, ...]:
 
 
 def _problem_lines(finding: Finding) -> list[str]:
-    from vshard.shards.check import printable
+    from vshard.records.names import printable
 
     lines = [f"  {printable(problem.text)}" for problem in finding.problems[:_PROBLEMS_SHOWN]]
     more = len(finding.problems) - _PROBLEMS_SHOWN
     return lines + ([f"  … and {more} more; --json tells all"] if more > 0 else [])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write rows as columns: the first and the last to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number in (0, len(row) - 1) else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
 def _mended_line(done: Mended) -> str:
-    from vshard.shards.check import printable
+    from vshard.records.names import printable
 
     count = (
         f"{counted(len(done.records), 'record')} no longer in it"
@@ -140,7 +129,21 @@ def _mended_line(done: Mended) -> str:
         else ""
     )
     moved = f"what was damaged is in {done.moved}" if done.moved is not None else ""
-    return printable(f"{done.place}: " + "; ".join(filter(None, (done.did, count, moved))))
+    whole = (
+        ""
+        if done.whole_in is None
+        else f"{done.whole_in.name} holds it whole, make it again with: {_unpack(done)}"
+    )
+    # Piece by piece, for long text is cut and a command must not be.
+    return f"{printable(str(done.place))}: " + "; ".join(
+        printable(part) for part in (done.did, count, moved, whole) if part
+    )
+
+
+def _unpack(done: Mended) -> str:
+    """Give the command that makes a record folder again out of the shard that holds it."""
+    words = (str(done.whole_in), "-o", str(done.place.parent), "--only", done.place.name)
+    return f"vshard unpack {shlex.join(words)}"
 
 
 def _contents(found: Verified) -> str:
@@ -160,7 +163,8 @@ def _damage(found: Verified) -> str:
         said += [f"{damaged} of {counted(total, name)}"] if damaged else []
     where = " and ".join(said)
     if not found.damaged_records:
-        return f"damage in {where}; all {counted(found.records, 'record')} are whole"
+        whole = f"; all {counted(found.records, 'record')} are whole" if found.records else ""
+        return f"damage in {where}{whole}"
     return f"{found.damaged_records} of {counted(found.records, 'record')} damaged, in {where}"
 
 
@@ -188,6 +192,7 @@ def _facts(found: Verified, mended: Iterable[Mended]) -> dict[str, Any]:
                 "did": done.did,
                 "records": list(done.records),
                 "moved": None if done.moved is None else str(done.moved),
+                "whole_in": None if done.whole_in is None else str(done.whole_in),
             }
             for done in mended
         ],
