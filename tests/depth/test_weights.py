@@ -313,6 +313,7 @@ def test_depth_weights_that_are_not_there(source: str, said: str) -> None:
     message = refusal(options_of("Any_V2_S", source))
     assert said in message
     assert "--depth-weights" in message or source == ""
+    assert ("there is no folder of that name either" in message) == (source == "owner/name")
 
 
 def test_depth_weights_is_the_folder_not_the_file(folders: dict[str, Path]) -> None:

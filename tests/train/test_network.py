@@ -208,16 +208,34 @@ def test_fresh_weights_follow_the_rules() -> None:
     for key, value in state.items():
         if key.endswith("proj_spatial.bias") or ".norm" in key:
             assert (value == 1).all(), key
+        elif key == "to_image.bias":
+            assert (value == 0.5).all()
         elif key.endswith("bias") and key != "mask_bias":
             assert (value == 0).all(), key
-    assert state["patch.weight"].std().item() == pytest.approx((2 / (96 * 16)) ** 0.5, rel=0.05)
-    assert state["enc1.glu_conv.w2.weight"].std().item() == pytest.approx((2 / (96 * 9)) ** 0.5, rel=0.05)
+    assert state["patch.weight"].std().item() == pytest.approx((2 / (96 * 16)) ** 0.5 / 16, rel=0.05)
+    assert state["down.weight"].std().item() == pytest.approx((2 / (192 * 4)) ** 0.5, rel=0.05)
+    assert state["enc1.glu_conv.w1.weight"].std().item() == pytest.approx((2 / 96) ** 0.5, rel=0.05)
+    assert state["enc1.glu_conv.w2.weight"].std().item() == pytest.approx((2 / (96 * 9)) ** 0.5 / 10, rel=0.05)
     assert state[f"{block}.proj_in.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert state[f"{block}.proj_out.weight"].std().item() == pytest.approx(0.01, rel=0.05)
     assert state["mask_bias"].std().item() == pytest.approx(0.01, rel=0.3)
     assert 0 < state[f"{block}.proj_spatial.weight"].abs().max() <= 1e-3 / 192
     to_image = state["to_image.weight"].view(3, 16, 96)
     assert torch.equal(to_image, to_image[:, :1].expand_as(to_image))
     assert not torch.equal(to_image[0], to_image[1])
+
+
+@pytest.mark.parametrize("arch", ["narrow", "small", "medium", "large"])
+def test_a_fresh_network_puts_out_gray(arch: str) -> None:
+    torch.manual_seed(2)
+    model = create(arch)
+    features: list[Tensor] = []
+    model.dec1.register_forward_hook(lambda _module, _inputs, out: features.append(out))
+    with torch.no_grad():
+        frames = model(*clip(12, 64, 64, seed=3))
+    # One step of an optimizer moves the frames by its rate times the features: these must not be large.
+    assert 0.1 < features[0].std().item() < 10
+    assert 0.3 < frames.mean().item() < 0.7 and frames.std().item() < 0.4
 
 
 def test_same_seed_same_weights() -> None:

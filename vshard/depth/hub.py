@@ -86,7 +86,8 @@ def given_weights(source: str, accept: Accept, warn: Warn) -> Weights:
     """
     folder = Path(source)
     if not folder.exists() and REPOSITORY.fullmatch(source):
-        return hub_weights(source, accept, warn)
+        advice = f"there is no folder of that name either; {ADVICE}"
+        return hub_weights(source, accept, warn, advice=advice)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "there is no such folder"
         raise DepthModelError(

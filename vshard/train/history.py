@@ -131,6 +131,7 @@ def draw_losses(epochs: list[Epoch]) -> bytes:
     """Draw training and evaluation losses over the epochs: the bytes of a PNG of 1000×600 pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -152,6 +153,7 @@ def draw_losses(epochs: list[Epoch]) -> bytes:
     axes.set_zorder(rates.get_zorder() + 1)
     axes.patch.set_visible(False)
     axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
     out = io.BytesIO()

@@ -114,7 +114,8 @@ class _Run:
     def begin(self) -> None:
         """Take up the position of the run that is resumed, and tell what is about to happen."""
         options, report = self.options, self.report
-        make_folder(options.model_dir / EVAL_FOLDER)
+        if not options.skip_eval:
+            make_folder(options.model_dir / EVAL_FOLDER)
         if self.goes_on and self.last is not None:
             self._resume(*self.last)
         elif not options.resume:
