@@ -54,12 +54,15 @@ _WINDOW_HALF_SIZE = 8
 # A token is a hole when a pixel of its blurred mask is above this.
 _HOLE_THRESHOLD = 0.99
 _BLUR_TAPS = 15
-# Fresh weights. Every block counts its input twice, so that what the first layer puts out grows more than a hundredfold
-# on its way, and a single optimizer step moves the frames by whole units. These factors on the original's draws keep
-# the last features near 1 and the first frames near gray; training then needs a quarter of the samples
+# Fresh weights. Every block counts its input twice, so that by the original's draws features grow a hundredfold on
+# their way and one optimizer step moves the frames by whole units: branches start small. Tokens start as the
+# coefficients of their pixels, which the last layer turns back: what is left to learn is where to take them from
 # (benchmarks/LOG.md).
-_FIRST_SCALES = {"patch.weight": 1 / 16, "glu_conv.w2.weight": 0.1, "proj_out.weight": 0.5, "to_image.weight": 0.01}
-_GRAY = 0.5
+_FIRST_SCALES = {"glu_conv.w2.weight": 0.03, "proj_out.weight": 0.2, "up.weight": 0.03}
+_FIRST_TOKEN_SCALE = 0.25
+# What a known token is multiplied by on its way to the last layer: two blocks at full size, each twice.
+_WAY_GAIN = 4
+_LEAK = 0.1
 
 
 class LightVideoInpaint(nn.Module):
@@ -183,7 +186,7 @@ class LightVideoInpaint(nn.Module):
         image = F.pad(x * 2 - 1, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
         hole = F.max_pool2d(F.pad(mask, padding, mode="replicate"), _PATCH_PX) > _HOLE_THRESHOLD
 
-        tokens = F.leaky_relu(_channels_last(self.patch, image), 0.1)
+        tokens = F.leaky_relu(_channels_last(self.patch, image), _LEAK)
         tokens = torch.where(hole.permute(0, 2, 3, 1), self.mask_bias.flatten().to(tokens.dtype), tokens)
         full = self.enc1(tokens)
         half = self.enc2(_channels_last(self.down, full.permute(0, 3, 1, 2)))
@@ -345,11 +348,35 @@ def _initialise(model: LightVideoInpaint) -> None:
             nn.init.uniform_(module.proj_spatial.weight, -bound, bound)
     nn.init.trunc_normal_(model.mask_bias, std=0.01)
     with torch.no_grad():
-        # ICNR (Aitken et al., 2017): the 16 pixels of a token start equal, so there is no checkerboard.
-        weight = model.to_image.weight
-        weight.copy_(weight[:: _PATCH_PX**2].repeat_interleave(_PATCH_PX**2, dim=0))
         for name, parameter in model.named_parameters():
             for end, factor in _FIRST_SCALES.items():
                 if name.endswith(end):
                     parameter.mul_(factor)
-    nn.init.constant_(model.to_image.bias, _GRAY)
+        # A coefficient c is kept as the pair leaky(c), leaky(-c), whose difference is (1 + leak) · c.
+        rows = _patch_basis()[: model.mask_bias.shape[1] // 2]
+        pairs = torch.cat([rows, -rows])
+        channels = len(pairs)
+        model.patch.weight[:channels] = (pairs * _FIRST_TOKEN_SCALE).view(channels, 3, _PATCH_PX, _PATCH_PX)
+        # The network sees [-1, 1] and puts out [0, 1].
+        back = pairs.T / (2 * (1 + _LEAK) * _FIRST_TOKEN_SCALE * _WAY_GAIN)
+        model.to_image.weight.zero_()
+        model.to_image.weight[:, :channels] = back[:, :, None, None]
+    assert model.to_image.bias is not None
+    nn.init.constant_(model.to_image.bias, 0.5)
+
+
+def _patch_basis() -> Tensor:
+    """Give an orthonormal basis of a token's pixels, smooth rows first: (48, 48), pixels as (3, 4, 4).
+
+    A two-dimensional DCT-II of luma and of two colour differences.
+    """
+    steps = torch.arange(_PATCH_PX, dtype=torch.float64)
+    waves = torch.cos(math.pi * (steps + 0.5) * steps[:, None] / _PATCH_PX)
+    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    waves, colours = (F.normalize(rows, dim=1) for rows in (waves, colours))
+    basis = torch.einsum("cr,uy,vx->cuvryx", colours, waves, waves).flatten(0, 2).flatten(1)
+    # Colour differences of natural pictures are small and smooth: their waves come after luma's.
+    roughness = steps[:, None].square() + steps.square()
+    difference = torch.where(roughness > 0, 6.0, 0.5)
+    order = torch.stack([roughness, roughness + difference, roughness + difference]).flatten()
+    return basis[order.argsort(stable=True)].float()
