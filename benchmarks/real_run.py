@@ -74,17 +74,21 @@ def main() -> None:
                 make_records(video, data / "train", level, options.crops)
 
     # One fall of the rate: the schedule leaves the last epoch of --max-epoch out.
-    epochs = max(4, round(options.samples / SAMPLES_AN_EPOCH) + 1)
+    an_epoch = max(1, min(SAMPLES_AN_EPOCH, options.samples // 3))
+    epochs = max(3, round(options.samples / an_epoch)) + 1
     model = options.output / "model"
     going = ["--resume"] if any(model.glob("*.checkpoint.pth")) else []
     command(
         *("train", "-i", data, "--model-dir", model, "--video", "--arch", options.arch, "--loss", "temporal_l1"),
         *("--learning-rate", options.learning_rate, "--learning-rate-cycles", 1, "--warmup-epoch", 1),
-        *("--max-epoch", epochs, "--num-samples", SAMPLES_AN_EPOCH * FRAMES, "--backward-step", 1),
+        *("--max-epoch", epochs, "--num-samples", an_epoch * FRAMES, "--backward-step", 1),
         *("--disable-hard-example", "--eval-step", 11, "--gpu", options.gpu, *going),
     )  # fmt: skip
     for level in LEVELS:
         split = data / "eval" if level == LEVELS[1] else options.output / f"level-{level}" / "eval"
+        if not any(split.glob("*/meta.json")):
+            print(f"\nlevel {level}: the held-out videos gave no record, their holes are too small")
+            continue
         command(
             *("evaluate", model / "inpaint.light_video_inpaint_v1.pth", "-i", split, "--no-lpips"),
             *("-o", options.output / f"evaluation-{level}", "--gpu", options.gpu),
