@@ -81,3 +81,11 @@ def all_files(folder: Path) -> dict[str, bytes]:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.suffix != ".lock"
     }
+
+
+def write_dataset(root: Path, *, train: int, evaluation: int) -> Path:
+    """Write a dataset of records of 256×256, numbered through both splits; give its folder."""
+    for number in range(train + evaluation):
+        split = "train" if number < train else "eval"
+        write_record(root / split, make_record(f"a_{number:06d}", size=256, seed=number))
+    return root

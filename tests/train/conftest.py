@@ -18,8 +18,4 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for number in range(5):
-        split = "train" if number < 3 else "eval"
-        write_record(root / split, make_record(f"a_{number:06d}", size=256, seed=number))
-    return root
+    return write_dataset(tmp_path_factory.mktemp("data"), train=3, evaluation=2)

@@ -54,10 +54,10 @@ def test_a_step_moves_both_by_the_mean_over_its_samples() -> None:
     assert [loss.value for loss in told] == pytest.approx([loss.value for loss in alone])
     assert [loss.discriminator for loss in told] == pytest.approx([1, 1], abs=0.1)
     assert [loss.discriminator for loss in alone] == [None, None]
-    for position in range(2, 4):
+    for position in range(2, 8):
         steps.add(*inputs(position), position=position, weight=1.0)
         without.add(*inputs(position), position=position, weight=1.0)
-    assert ((weights(steps.model) - weights(plain)).abs() > 1e-5).float().mean() > 0.1
+    assert ((weights(steps.model) - weights(plain)).abs() > 1e-4).float().mean() > 0.1
 
 
 def test_what_is_no_number_moves_neither() -> None:

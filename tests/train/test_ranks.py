@@ -49,11 +49,7 @@ def start(arguments: list[str], ranks: int) -> tuple[list[int], str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for number in range(8):
-        split = "train" if number < 5 else "eval"
-        write_record(root / split, make_record(f"a_{number:06d}", size=256, seed=number))
-    return root
+    return write_dataset(tmp_path_factory.mktemp("data"), train=5, evaluation=3)
 
 
 def test_two_ranks_equal_one_with_twice_the_accumulation(data: Path, tmp_path: Path) -> None:

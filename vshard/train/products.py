@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
@@ -82,7 +82,7 @@ class _Mix(torch.autograd.Function):
 
 
 # An operator of our own, since PyTorch's compiler takes its own one for constant weights only.
-@torch.library.custom_op("vshard::times_transposed", mutates_args=())
+@library.custom_op("vshard::times_transposed", mutates_args=())
 def _times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply (M, K) by the transpose of (N, K): (M, N); in memory they may lie either way."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
