@@ -10,7 +10,7 @@ import torch
 from vshard.base.report import Silent
 from vshard.masks.mlbw import MaskNetwork
 from vshard.records.png import encode_png
-from vshard.records.record import SCHEMA, Record, metadata_bytes
+from vshard.records.record import SCHEMA, Record, metadata_bytes, write_record
 
 
 class Listening(Silent):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from making import make_record
+from making import write_dataset
 
-from vshard.records.record import write_record
 from vshard.train.network import ARCHITECTURES
 
 

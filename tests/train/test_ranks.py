@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import make_record
+from making import write_dataset
 
-from vshard.records.record import write_record
 from vshard.train.checkpoint import load_checkpoint
 from vshard.train.history import read_epochs
 
