@@ -47,7 +47,7 @@ def _epochs(text: str) -> tuple[int, ...]:
     "--loss",
     default=_DEFAULT.loss,
     show_default=True,
-    help="temporal_l1lpips, l1lpips, l1dctlpips, temporal_l1dctlpips, dct, l1dinov2; cheaper: temporal_l1, l1.",
+    help="temporal_l1lpips, l1lpips, l1dctlpips, temporal_l1dctlpips, dct, l1dinov2; cheaper: temporal_l1, l1, psnr.",
 )
 @click.option(
     "--perceptual-weights",

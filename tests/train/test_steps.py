@@ -19,10 +19,11 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def inputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Twelve frames of 64×64 with holes, and the target without its border."""
+    """Twelve frames of 64×64 with holes of 8×8, and the target without its border."""
     rng = torch.Generator().manual_seed(seed)
     x = torch.rand((12, 3, 64, 64), generator=rng)
-    mask = (torch.rand((12, 1, 64, 64), generator=rng) > 0.7).float()
+    holes = (torch.rand((12, 1, 8, 8), generator=rng) > 0.7).float()
+    mask = holes.repeat_interleave(8, 2).repeat_interleave(8, 3)
     return x, mask, x[..., 16:-16, 16:-16]
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.errors import OptionError
+from .initial import PATCH_PX, initialise
 from .products import linear, mix
 
 CLIP_FRAMES = 12
@@ -48,20 +49,11 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
     **{f"{_NAME}_{size}": _SIZES[size] for size in ("small", "medium", "large")},
 }
 
-_PATCH_PX = 4
 _WINDOW = 16
 _WINDOW_HALF_SIZE = 8
 # A token is a hole when a pixel of its blurred mask is above this.
 _HOLE_THRESHOLD = 0.99
 _BLUR_TAPS = 15
-# Fresh weights. Every block counts its input twice, so that by the original's draws features grow a hundredfold on
-# their way and one optimizer step moves the frames by whole units: branches start small. Tokens start as the
-# coefficients of their pixels, which the last layer turns back: what is left to learn is where to take them from
-# (benchmarks/LOG.md).
-_FIRST_SCALES = {"glu_conv.w2.weight": 0.03, "proj_out.weight": 0.2, "up.weight": 0.03}
-_FIRST_TOKEN_SCALE = 0.25
-# What a known token is multiplied by on its way to the last layer: two blocks at full size, each twice.
-_WAY_GAIN = 4
 _LEAK = 0.1
 
 
@@ -94,7 +86,7 @@ class LightVideoInpaint(nn.Module):
 
         half_windows = partial(_Windows, base_dim * 2, window=_WINDOW_HALF_SIZE, ratio=lv2_mlp_ratio)
         self.mask_bias = nn.Parameter(torch.empty(1, base_dim, 1, 1))
-        self.patch = nn.Conv2d(3, base_dim, _PATCH_PX, stride=_PATCH_PX)
+        self.patch = nn.Conv2d(3, base_dim, PATCH_PX, stride=PATCH_PX)
         self.enc1 = _Block(base_dim, _Windows(base_dim, window=_WINDOW, ratio=2))
         self.down = nn.Conv2d(base_dim, base_dim * 2, 2, stride=2)
         self.enc2 = nn.Sequential(
@@ -106,9 +98,9 @@ class LightVideoInpaint(nn.Module):
         )
         self.up = nn.Conv2d(base_dim * 2, base_dim * 4, 1)
         self.dec1 = _Block(base_dim, _Windows(base_dim, window=_WINDOW, ratio=2))
-        self.to_image = nn.Conv2d(base_dim, 3 * _PATCH_PX**2, 1)
+        self.to_image = nn.Conv2d(base_dim, 3 * PATCH_PX**2, 1)
         self.register_buffer("_blur", _gaussian(_BLUR_TAPS), persistent=False)
-        _initialise(self)
+        initialise(self)
 
     @property
     def name(self) -> str:
@@ -181,10 +173,10 @@ class LightVideoInpaint(nn.Module):
         if frames != CLIP_FRAMES:
             raise OptionError(f"the network fills {CLIP_FRAMES} frames at once and was given {frames}")
         # At least one pixel is added, as in the original: 256 becomes 320.
-        step = _PATCH_PX * _WINDOW
+        step = PATCH_PX * _WINDOW
         padding = (0, step - width % step, 0, step - height % step)
         image = F.pad(x * 2 - 1, padding, mode="replicate").contiguous(memory_format=torch.channels_last)
-        hole = F.max_pool2d(F.pad(mask, padding, mode="replicate"), _PATCH_PX) > _HOLE_THRESHOLD
+        hole = F.max_pool2d(F.pad(mask, padding, mode="replicate"), PATCH_PX) > _HOLE_THRESHOLD
 
         tokens = F.leaky_relu(_channels_last(self.patch, image), _LEAK)
         tokens = torch.where(hole.permute(0, 2, 3, 1), self.mask_bias.flatten().to(tokens.dtype), tokens)
@@ -195,7 +187,7 @@ class LightVideoInpaint(nn.Module):
         up = up.unflatten(3, (-1, 2, 2)).permute(0, 1, 4, 2, 5, 3).reshape(full.shape)
         out = _pointwise(self.to_image, self.dec1(full + up))
         # Pixel shuffle by 4, into the usual (T, 3, H, W).
-        out = out.unflatten(3, (3, _PATCH_PX, _PATCH_PX)).permute(0, 3, 1, 4, 2, 5).reshape(image.shape)
+        out = out.unflatten(3, (3, PATCH_PX, PATCH_PX)).permute(0, 3, 1, 4, 2, 5).reshape(image.shape)
         return x * (1 - mask) + out[:, :, :height, :width] * mask
 
 
@@ -331,52 +323,3 @@ def _gaussian(taps: int) -> Tensor:
     sigma = taps * 0.15 + 0.35
     weights = [math.exp(-((i - taps // 2) ** 2) / (2 * sigma**2)) for i in range(taps)]
     return torch.tensor(weights, dtype=torch.float64).div(sum(weights)).float()
-
-
-def _initialise(model: LightVideoInpaint) -> None:
-    """Draw fresh weights by the rules of the original (section 8 of its facts), some of them scaled down."""
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
-            nn.init.constant_(parameter, 1 if name.endswith(".proj_spatial.bias") else 0)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-        elif isinstance(module, _TokenMixer):
-            bound = 1e-3 / module.proj_in.in_features
-            nn.init.uniform_(module.proj_spatial.weight, -bound, bound)
-    nn.init.trunc_normal_(model.mask_bias, std=0.01)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            for end, factor in _FIRST_SCALES.items():
-                if name.endswith(end):
-                    parameter.mul_(factor)
-        # A coefficient c is kept as the pair leaky(c), leaky(-c), whose difference is (1 + leak) · c.
-        rows = _patch_basis()[: model.mask_bias.shape[1] // 2]
-        pairs = torch.cat([rows, -rows])
-        channels = len(pairs)
-        model.patch.weight[:channels] = (pairs * _FIRST_TOKEN_SCALE).view(channels, 3, _PATCH_PX, _PATCH_PX)
-        # The network sees [-1, 1] and puts out [0, 1].
-        back = pairs.T / (2 * (1 + _LEAK) * _FIRST_TOKEN_SCALE * _WAY_GAIN)
-        model.to_image.weight.zero_()
-        model.to_image.weight[:, :channels] = back[:, :, None, None]
-    assert model.to_image.bias is not None
-    nn.init.constant_(model.to_image.bias, 0.5)
-
-
-def _patch_basis() -> Tensor:
-    """Give an orthonormal basis of a token's pixels, smooth rows first: (48, 48), pixels as (3, 4, 4).
-
-    A two-dimensional DCT-II of luma and of two colour differences.
-    """
-    steps = torch.arange(_PATCH_PX, dtype=torch.float64)
-    waves = torch.cos(math.pi * (steps + 0.5) * steps[:, None] / _PATCH_PX)
-    colours = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    waves, colours = (F.normalize(rows, dim=1) for rows in (waves, colours))
-    basis = torch.einsum("cr,uy,vx->cuvryx", colours, waves, waves).flatten(0, 2).flatten(1)
-    # Colour differences of natural pictures are small and smooth: their waves come after luma's.
-    roughness = steps[:, None].square() + steps.square()
-    difference = torch.where(roughness > 0, 6.0, 0.5)
-    order = torch.stack([roughness, roughness + difference, roughness + difference]).flatten()
-    return basis[order.argsort(stable=True)].float()
