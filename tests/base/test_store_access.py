@@ -140,9 +140,9 @@ def test_a_hostile_page_is_left(web: tuple[Path, Remote, Faults]) -> None:
     ):
         faults.coming.clear()
         faults.add(match="/d/", page=page)
-        before = time.monotonic()
+        before = time.process_time()
         assert list_folder(place / "d") == []
-        assert time.monotonic() - before < 2
+        assert time.process_time() - before < 2  # of the processor: others may be using it too
     faults.add(match="/d/", page=b"<A class='x'\nHREF = 'sub/' ><a x><a href='b&amp;c/'>" + b"<a " * 1000)
     assert [entry.name for entry in list_folder(place / "d")] == ["b&c", "sub"]
 
