@@ -184,6 +184,17 @@ def test_equal_frames_in_range_cost_only_their_own_unrest(name: str) -> None:
     assert loss_by_name(name)(still, still).item() == 0
 
 
+def test_psnr_counts_decibels_below_60() -> None:
+    target = torch.full((4, 3, 32, 32), 0.5)
+    loss = loss_by_name("psnr")
+    for decibels in (10.0, 20.0, 40.0):
+        output = target + 10 ** (-decibels / 20)
+        assert loss(output, target).item() == pytest.approx((60 - decibels) / 60, abs=1e-3)
+    # Half of the error is as much less in an easy sample as in a hard one.
+    hard, easy = (loss(target + e, target) - loss(target + e / 2, target) for e in (0.4, 0.02))
+    assert hard.item() == pytest.approx(easy.item(), rel=0.02)
+
+
 def test_unknown_losses_name_the_choice() -> None:
     with pytest.raises(
         OptionError, match="'l2' is not a loss; choose one of temporal_l1, l1, temporal_l1lpips"
