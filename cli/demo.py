@@ -51,8 +51,8 @@ def command(output: Path, gpu: int) -> None:
     _step("show", output / "train", "-o", output / "records.png", "--records", 4)
     _step(
         "train", "-i", output / "shards", "--model-dir", output / "model", "--video", "--arch", "narrow",
-        "--max-epoch", 1, "--num-samples", 12 * 90, "--learning-rate", 1e-3, "--backward-step", 1,
-        "--save-eval-step", 1, "--loss", "temporal_l1", "--gpu", gpu,
+        "--max-epoch", 4, "--num-samples", 12 * 30, "--learning-rate", 3e-4, "--learning-rate-cycles", 1,
+        "--backward-step", 1, "--save-eval-step", 1, "--loss", "psnr", "--gpu", gpu,
     )  # fmt: skip
     from vshard.train.pictures import demo_picture
 
