@@ -48,6 +48,30 @@ def inner(frames: Tensor) -> Tensor:
     return frames[..., BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
 
 
+@pytest.mark.parametrize("arch", ["narrow", "small", "medium"])
+def test_the_last_layer_turns_the_first_ones_coefficients_back(arch: str) -> None:
+    model = create(arch)
+    with torch.no_grad():
+        there, back = model.patch.weight.flatten(1), model.to_image.weight.flatten(1)
+        kept = int((back.abs().sum(0) > 0).sum()) // 2
+        both = back[:, : 2 * kept] @ there[: 2 * kept]
+        both /= both.trace() / kept
+    # A projection onto what is kept; of all 48 coefficients, pixels themselves.
+    torch.testing.assert_close(both @ both, both, rtol=0, atol=1e-5)
+    assert kept == {"narrow": 14, "small": 46, "medium": 48}[arch]
+    if kept == 48:
+        torch.testing.assert_close(both, torch.eye(48), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["narrow", "small", "medium", "large"])
+def test_a_fresh_network_that_knows_nothing_puts_out_gray(arch: str) -> None:
+    rng = torch.Generator().manual_seed(3)
+    model = fresh(arch).train()
+    with torch.no_grad():
+        frames = model(*model.preprocess(torch.rand(12, 3, 64, 64, generator=rng), torch.ones(12, 1, 64, 64)))
+    assert 0.3 < frames.mean().item() < 0.7 and frames.std().item() < 0.4
+
+
 @pytest.mark.parametrize(("arch", "error"), [("small", 0.01), ("medium", 0.01), ("narrow", 0.02)])
 def test_a_fresh_network_turns_tokens_back_into_their_pixels(arch: str, error: float) -> None:
     rng = torch.Generator().manual_seed(2)

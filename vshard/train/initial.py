@@ -93,7 +93,7 @@ class _Fill:
 
     def __init__(self, model: LightVideoInpaint) -> None:
         self.model = model
-        self.dim = dim = model.kwargs["base_dim"]
+        dim = model.kwargs["base_dim"]
         # Each takes four of the first block's inner channels, which are twice as many as a token's; five are for marks.
         self.coefficients = n = min(_COLOURS * PATCH_PX**2, max(0, (2 * dim - 5) // 4))
         self.plus, self.minus = slice(0, n), slice(n, 2 * n)
