@@ -54,6 +54,8 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=6000, help="training samples in all")
     parser.add_argument("--crops", type=int, default=4, help="crops of a training sequence")
+    parser.add_argument("--draws", type=int, default=2, help="of varied copies of a training record")
+    parser.add_argument("--checkpoint-file", type=Path, help="the model of an earlier run, to go on from")
     parser.add_argument("--arch", default="narrow")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--gpu", type=int, default=-1)
@@ -75,19 +77,24 @@ def main() -> None:
             else:
                 make_records(video, data / "train", level, options.crops)
 
-    print(f"\n$ python benchmarks/varied.py {data / 'train'}", flush=True)
-    vary(data / "train")
+    print(f"\n$ python benchmarks/varied.py {data / 'train'} --draws {options.draws}", flush=True)
+    vary(data / "train", options.draws)
 
     # One fall of the rate: the schedule leaves the last epoch of --max-epoch out.
     an_epoch = max(1, min(SAMPLES_AN_EPOCH, options.samples // 3))
     epochs = max(3, round(options.samples / an_epoch)) + 1
     model = options.output / "model"
-    going = ["--resume"] if any(model.glob("*.checkpoint.pth")) else []
+    if any(model.glob("*.checkpoint*.pth")):
+        begin = ["--resume"]
+    elif options.checkpoint_file:
+        begin = ["--checkpoint-file", options.checkpoint_file]
+    else:
+        begin = []
     command(
         *("train", "-i", data, "--model-dir", model, "--video", "--arch", options.arch, "--loss", "psnr"),
         *("--learning-rate", options.learning_rate, "--learning-rate-cycles", 1, "--warmup-epoch", 1),
         *("--max-epoch", epochs, "--num-samples", an_epoch * FRAMES, "--backward-step", 1),
-        *("--disable-hard-example", "--eval-step", 10, "--gpu", options.gpu, *going),
+        *("--disable-hard-example", "--eval-step", 10, "--gpu", options.gpu, *begin),
     )  # fmt: skip
     for level in LEVELS:
         split = data / "eval" if level == LEVELS[1] else options.output / f"level-{level}" / "eval"

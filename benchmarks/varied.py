@@ -1,11 +1,11 @@
 """Records -> varied copies beside them, so that a few clips make a more varied dataset.
 
-    python benchmarks/varied.py TRAIN_FOLDER
+    python benchmarks/varied.py TRAIN_FOLDER [--draws 2]
 
-Of each record two copies: one of its size, and one at half of it, sharper than the record, whose frames were often
-enlarged. Both get other colours (exchanged, inverted, a gamma from 0.5 to 2) and half of them are turned upside down:
-left and right stay, since holes open to the right. Copies that are there are kept, so that it may be stopped. A copy
-at half the size with hardly a hole left is left out.
+Of each record and in each draw two copies: one of its size, and one at half of it, sharper than the record, whose
+frames were often enlarged. All get other colours (exchanged, inverted, a gamma from 0.5 to 2) and half of them are
+turned upside down: left and right stay, since holes open to the right. Copies that are there are kept, so that it may
+be stopped. A copy at half the size with hardly a hole left is left out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -25,8 +27,9 @@ from vshard.records.png import decode_png, encode_png
 from vshard.records.record import Record, list_record_folders, metadata_bytes, read_folder, write_record
 from vshard.stream.samples import CROP_PX
 
-# Ends the name of a copy, by how many times smaller it is.
+# Ends the name of a copy, before the number of its draw, by how many times smaller it is.
 COPIES = {1: "_varied", 2: "_half"}
+IS_COPY = re.compile(rf"({'|'.join(COPIES.values())})\d+$")
 # Share of a small pixel's area that has to be a hole for it to be one.
 HOLE_SHARE = 0.4
 # Pixels of holes a frame, on average, that make a record worth keeping.
@@ -35,20 +38,18 @@ LEAST_HOLE_PX = 300
 Look = Callable[[np.ndarray], np.ndarray]
 
 
-def vary(split: Path, jobs: int = 2) -> None:
+def vary(split: Path, draws: int, jobs: int = 2) -> None:
     """Write the copies of every record of ``split`` that is no copy itself."""
-    records = [
-        folder for folder in list_record_folders(split) if not folder.name.endswith(tuple(COPIES.values()))
-    ]
+    records = [folder for folder in list_record_folders(split) if not IS_COPY.search(folder.name)]
     with ProcessPoolExecutor(jobs) as pool:
-        for _ in pool.map(_vary_record, records):
+        for _ in pool.map(_vary_record, records, [draws] * len(records)):
             pass
 
 
-def _vary_record(folder: Path) -> None:
+def _vary_record(folder: Path, draws: int) -> None:
     record = None
-    for times, ending in COPIES.items():
-        key = folder.name + ending
+    for draw, (times, ending) in product(range(1, draws + 1), COPIES.items()):
+        key = f"{folder.name}{ending}{draw}"
         if (folder.parent / key).exists():
             continue
         record = record or read_folder(folder)
@@ -101,4 +102,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("split", type=Path)
-    vary(parser.parse_args().split)
+    parser.add_argument("--draws", type=int, default=2)
+    options = parser.parse_args()
+    vary(options.split, options.draws)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from making import write_dataset
+from runs import TINY
 
 from vshard.train.network import ARCHITECTURES
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "tiny", {"base_dim": 4, "lv2_mlp_ratio": 1})
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
 
 
 @pytest.fixture(scope="module")

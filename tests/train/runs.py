@@ -17,6 +17,7 @@ from vshard.train.plan import TrainOptions
 from vshard.train.ranks import Ranks
 
 NAME = "inpaint.light_video_inpaint_v1"
+TINY = {"base_dim": 4, "lv2_mlp_ratio": 1}
 
 
 def options(data: Path, model_dir: Path, **changes: object) -> TrainOptions:

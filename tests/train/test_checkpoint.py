@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vshard.base.errors import CheckpointError, OutputError
 from vshard.train.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
-from vshard.train.network import LightVideoInpaint, create
+from vshard.train.network import ARCHITECTURES, LightVideoInpaint, create
 from vshard.train.optimize import OPTIMIZERS, create_optimizer, set_training
 
 FACTS: dict[str, Any] = json.loads((GOLDEN / "checkpoint.json").read_text())
@@ -115,6 +115,16 @@ def test_any_width_and_size_round_trips(saved: Path, model: LightVideoInpaint, t
     save_model(tmp_path / "medium.pth", medium)
     assert raw(tmp_path / "medium.pth")["name"] == "inpaint.light_video_inpaint_v1_medium"
     assert equal_weights(load_model(tmp_path / "medium.pth"), medium)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_round_trips(arch: str, tmp_path: Path) -> None:
+    model = create(arch)
+    save_model(tmp_path / "model.pth", model)
+    write_checkpoint(tmp_path / "model.checkpoint.pth", model)
+    for path in tmp_path.iterdir():
+        loaded = load_model(path)
+        assert equal_weights(loaded, model) and loaded.kwargs == model.kwargs and loaded.name == model.name
 
 
 def test_the_name_alone_says_the_size(tmp_path: Path) -> None:

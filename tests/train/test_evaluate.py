@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from vshard.train.evaluate import (
     METHODS,
     EvaluateOptions,
     Evaluation,
+    Speed,
     choose_records,
     evaluate,
     fill,
@@ -283,6 +286,23 @@ def test_speed_is_measured_where_asked(found: Evaluation) -> None:
     assert speed.precision == "float32" and speed.ms_a_frame > 0 and speed.peak_bytes > 10**7
     (line,) = speed_lines(replace(found, speeds=(speed,)))
     assert "ms a frame" in line and "GB" in line
+
+
+def test_speed_that_cannot_be_measured_costs_no_score(
+    found: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    (speed,) = measure_speed(gray_network(), CPU, (64, 64))
+    (line,) = speed_lines(replace(found, speeds=(speed,)))
+    assert speed.peak_bytes is None and line.endswith("ms a frame")
+
+    def too_large(*_: object) -> Iterator[Speed]:
+        yield speed
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, "measure_speed", too_large)
+    speeds, (note,) = module._speeds(gray_network(), CPU)
+    assert speeds == (speed,) and "did not fit into memory" in note
 
 
 def test_table_has_a_row_a_metric_and_a_column_a_method(found: Evaluation) -> None:

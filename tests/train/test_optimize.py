@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vshard.train.optimize import (
     take_state,
     warmup_steps,
 )
+from vshard.train.plan import TrainOptions
 from vshard.train.schedule import Schedule, learning_rate_at, weight_decay_at
 from vshard.train.steps import reads_flag
 
@@ -95,6 +97,12 @@ def test_warm_up_steps_are_counted_as_in_the_original() -> None:
     assert warmup_steps(1, 20000, 4) == 625
     assert warmup_steps(2, 1000, 8) == 31
     assert warmup_steps(0, 20000, 4) == 0
+    # Each of two processes takes half the samples: their steps are half as many.
+    asked = TrainOptions(
+        Path(), Path(), video=True, optimizer="adamw_schedulefree", warmup_epoch=1, backward_step=2
+    )
+    groups = [asked.optimizer_for(tiny_net(), ranks).param_groups[0] for ranks in (1, 2)]
+    assert [group["warmup_steps"] for group in groups] == [1250, 625]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

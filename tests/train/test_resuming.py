@@ -99,10 +99,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data: Path, tmp_path:
         train(replace(wanted, model_dir=model_dir, resume=True), Silent())
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_schedulefree"])
 def test_a_resumed_average_equals_an_unbroken_one(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    wanted = options(data, tmp_path / "whole", ema_model=True, ema_decay=0.7, ema_step=2)
+    wanted = options(data, tmp_path / "whole", ema_model=True, ema_decay=0.7, ema_step=2, optimizer=optimizer)
     train(wanted, Silent())
     step = module.Steps._step
     taken = iter([step, step, lambda steps: 1 / 0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,22 @@ from PIL import Image
 from runs import NAME, assert_same, opened, options
 from vshard_cli.main import run
 
-from vshard.base.errors import CheckpointError, DatasetError, OptionError, OutputError, WorkerError
-from vshard.base.report import Silent
+from vshard.base.errors import (
+    CheckpointError,
+    DatasetError,
+    OptionError,
+    OutputError,
+    RecordError,
+    WorkerError,
+)
+from vshard.base.report import Silent, Warnings
 from vshard.stream.reader import Reader
 from vshard.stream.samples import evaluation_sample
 from vshard.stream.split import open_split
 from vshard.train import run as module
 from vshard.train import weights
 from vshard.train.checkpoint import load_model, save_model
+from vshard.train.clock import Clock
 from vshard.train.history import read_epochs
 from vshard.train.losses import Loss
 from vshard.train.run import TrainingError, train
@@ -277,3 +286,69 @@ def test_the_command_tells_first_weights_and_what_was_not_evaluated(
     model = tmp_path / "a" / f"{NAME}.pth"
     assert run([*command, "--model-dir", str(tmp_path / "b"), "--checkpoint-file", str(model)]) == 0
     assert f"first weights: those of {model}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def damaged(data: Path, tmp_path: Path) -> Path:
+    """The dataset with one record of each split damaged."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(data, copy)
+    for split in ("train", "eval"):
+        record = sorted((copy / split).glob("a_*"))[0]
+        for picture in record.glob("*_C.png"):
+            picture.write_bytes(picture.read_bytes()[:-40])
+    return copy
+
+
+def test_what_cannot_be_read_is_skipped_by_choice(damaged: Path, tmp_path: Path) -> None:
+    report = Listening()
+    result = train(options(damaged, tmp_path / "m", on_error="skip"), report)
+    assert result.epoch == 2 and np.isfinite(result.best_loss)
+    assert any("skipped, 1 so far" in line for line in report.warned)
+    assert sum("counts for nothing in this evaluation" in line for line in report.warned) == 2
+    with pytest.raises(RecordError):
+        train(options(damaged, tmp_path / "n"), Silent())
+    last = sorted((damaged / "eval").glob("a_*"))[1]
+    for picture in last.glob("*_C.png"):
+        picture.write_bytes(b"")
+    with pytest.raises(DatasetError, match="none of the 2 records to evaluate on could be read"):
+        train(options(damaged, tmp_path / "m", on_error="skip", resume=True, max_epoch=3), Silent())
+
+
+def test_an_epoch_without_one_loss_stops_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoilt(Loss):
+        def forward(self, *clips: object) -> torch.Tensor:
+            return super().forward(*clips) * float("nan")
+
+    monkeypatch.setattr(weights, "loss_by_name", lambda name, _options: Spoilt(name))
+    with pytest.raises(TrainingError, match="epoch 1: the loss was not a number 5 times"):
+        train(options(data, tmp_path), Silent())
+    assert not list(tmp_path.glob("loss_*.csv"))
+
+
+def test_processes_that_do_not_speak_warn() -> None:
+    report = Listening()
+    other = Warnings(report, 3)
+    other.say("nothing")
+    other.advance(1)
+    other.warn("a record is damaged")
+    assert report.warned == ["process 3: a record is damaged"] and not report.said
+
+
+def test_data_waited_for_and_samples_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def samples() -> Iterator[int]:
+        nonlocal now
+        for number in range(4):
+            now += 0.25  # loading
+            yield number
+
+    monkeypatch.setattr("vshard.train.clock.time.monotonic", lambda: now)
+    clock = Clock(10)
+    for _ in clock.waiting(samples()):
+        now += 0.75  # a step
+    assert clock.wait_share == 0.25
+    assert clock.speed(18) == 2.0

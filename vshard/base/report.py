@@ -44,3 +44,15 @@ class Silent:
 
     def finish(self) -> None:
         """See :class:`Report`."""
+
+
+class Warnings(Silent):
+    """What one of several processes has to say where another one speaks for all: its warnings."""
+
+    def __init__(self, report: Report, rank: int) -> None:
+        """Pass them on to ``report``, with the number of the process."""
+        self._report, self._rank = report, rank
+
+    def warn(self, line: str) -> None:
+        """See :class:`Report`."""
+        self._report.warn(f"process {self._rank}: {line}")

@@ -137,9 +137,10 @@ class TrainingSamples:
 
 @dataclass(frozen=True)
 class EvaluationSamples:
-    """Second stage of an evaluation: read and crop, nothing drawn."""
+    """Second stage of an evaluation: read and crop, nothing drawn, and nothing in place of what cannot be read."""
 
     split: Split
+    on_error: str = "raise"
     cache: ShardCache | None = None
     slots: Slots | None = None
 
@@ -150,7 +151,8 @@ class EvaluationSamples:
                 try:
                     yield _or_fetched_anew(partial(drawn, make, self.slots), reader, record)
                 except VshardError as error:
-                    yield error
+                    skips = self.on_error == "skip" and isinstance(error, RecordError)
+                    yield Unread(str(error), None) if skips else error
 
 
 class Messages:
@@ -181,13 +183,19 @@ class InOrder:
 
 
 def evaluation_loader(
-    split: Split, *, workers: int, cache: ShardCache | None = None, rank: Rank | None = None
-) -> Iterator[Sample]:
-    """Load every record of ``split`` that falls to ``rank`` once, in order, for evaluation."""
+    split: Split,
+    *,
+    workers: int,
+    cache: ShardCache | None = None,
+    rank: Rank | None = None,
+    on_error: str = "raise",
+) -> Iterator[Sample | Skipped]:
+    """Load every record of ``split`` that falls to ``rank`` once, in order, for evaluation.
+
+    ``on_error``: "raise", or "skip" what cannot be read, which comes without a substitute.
+    """
     order = InOrder(len(split), rank or Rank())
-    for loaded in load([order], partial(EvaluationSamples, split, cache), workers):
-        assert isinstance(loaded, Sample)
-        yield loaded
+    yield from load([order], partial(EvaluationSamples, split, on_error, cache), workers)
 
 
 def load(

@@ -125,6 +125,11 @@ class TrainingStream:
             self._losses.append((position, loss))
 
     @property
+    def has_losses(self) -> bool:
+        """Whether this rank noted any in this epoch."""
+        return bool(self._losses)
+
+    @property
     def mean_loss(self) -> float:
         """The mean of the losses that this rank noted in this epoch, 0 before any."""
         return math.fsum(loss for _, loss in self._losses) / max(len(self._losses), 1)

@@ -50,6 +50,7 @@ _SPEED_RUNS = 3
 _OPEN_SHARDS = 2
 _JOBS = 8
 _NAMED_VIDEOS = 3
+_NOT_ASKED = "speed is not timed on a CPU, where it takes a minute; ask for it with --speed"
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,13 @@ class Scored(NamedTuple):
 class Speed(NamedTuple):
     """A network's pace on 12 frames of 1080p.
 
-    ``peak_bytes``: on a GPU what torch had taken of its memory at most, on a CPU the whole process.
+    ``peak_bytes``: on a GPU what torch had taken of its memory at most, on a CPU the whole process; None where the
+    system does not tell.
     """
 
     precision: str
     ms_a_frame: float
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def evaluate(
         name: estimates([one.scores[name] for one in scored], of_video, options.seed) for name in METHODS
     }
     timed = device.type == "cuda" or options.speed
+    speeds, untimed = _speeds(model, device) if timed else ((), (_NOT_ASKED,))
     return Evaluation(
         model=str(options.model),
         architecture=f"{trained.model.name} {trained.model.kwargs}",
@@ -225,8 +228,8 @@ def evaluate(
         trained=seen,
         sources_known=known.complete,
         means=means,
-        speeds=tuple(measure_speed(model, device)) if timed else (),
-        notes=tuple(_notes(seen, known.complete, len(called), distance is not None, timed)),
+        speeds=speeds,
+        notes=(*_notes(seen, known.complete, len(called), distance is not None), *untimed),
     )
 
 
@@ -323,9 +326,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _notes(
-    trained: Sequence[str], complete: bool, videos: int, with_lpips: bool, timed: bool
-) -> Iterator[str]:
+def _speeds(model: LightVideoInpaint, device: torch.device) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
+    """Time the network; what does not fit into memory costs the speeds and a note, not the scores."""
+    speeds: list[Speed] = []
+    try:
+        speeds.extend(measure_speed(model, device))
+    except (torch.OutOfMemoryError, MemoryError):
+        return tuple(speeds), (f"{CLIP_FRAMES} frames of 1080p did not fit into memory, so not all is timed",)
+    return tuple(speeds), ()
+
+
+def _notes(trained: Sequence[str], complete: bool, videos: int, with_lpips: bool) -> Iterator[str]:
     if trained:
         yield f"the model was trained on {len(trained)} of these {videos} videos ({_some(trained)})"
     if not complete:
@@ -338,8 +349,6 @@ def _notes(
     yield "100 dB means equal: simple fills change nothing outside the holes"
     if not with_lpips:
         yield "no LPIPS: it was not asked for"
-    if not timed:
-        yield "speed is not timed on a CPU, where it takes a minute; ask for it with --speed"
 
 
 def _some(videos: Sequence[str]) -> str:
@@ -362,8 +371,10 @@ def _inner(clip: Tensor) -> Tensor:
     return clip[..., BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX].contiguous()
 
 
-def _peak_of_process() -> int:
-    import resource  # not on Windows
-
+def _peak_of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -129,8 +129,8 @@ def table(found: Evaluation) -> list[list[str]]:
 def speed_lines(found: Evaluation) -> list[str]:
     """Tell the speeds, a line each."""
     return [
-        f"1080p on {found.device}, {speed.precision}: {speed.ms_a_frame:.1f} ms a frame, "
-        f"peak memory {speed.peak_bytes / 1e9:.2f} GB"
+        f"1080p on {found.device}, {speed.precision}: {speed.ms_a_frame:.1f} ms a frame"
+        + (f", peak memory {speed.peak_bytes / 1e9:.2f} GB" if speed.peak_bytes is not None else "")
         for speed in found.speeds
     ]
 

@@ -55,7 +55,7 @@ class Epoch:
 
 
 class History:
-    """Writes a run's metrics into its model folder; begins no file before there is something to tell."""
+    """Writes a run's metrics into its model folder; TensorBoard's file is begun at once, others with the first line."""
 
     def __init__(self, model_dir: Path, *, tensorboard: bool = False) -> None:
         """Prepare to write.
@@ -161,12 +161,23 @@ def draw_losses(epochs: list[Epoch]) -> bytes:
     return out.getvalue()
 
 
-def _tensorboard(folder: Path) -> SummaryWriter:
+def check_tensorboard() -> None:
+    """Check that TensorBoard's files can be written.
+
+    Raises:
+        OptionError: its package is not installed.
+    """
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise OptionError(
             "--tensorboard: its package is not installed; install it: pip install tensorboard"
         ) from error
+
+
+def _tensorboard(folder: Path) -> SummaryWriter:
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     with writing(folder):
         return SummaryWriter(str(folder))

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..base.errors import DatasetError
 from ..base.files import write_file
 from ..base.report import Report
 from ..records.png import encode_png
+from ..stream.loader import Skipped
 from ..stream.samples import Sample, finish
 from .network import LightVideoInpaint
 from .pictures import side_by_side
@@ -29,7 +31,7 @@ _PREVIEW_QUALITY = 80
 def judge(
     model: LightVideoInpaint,
     loss: Callable[[Tensor, Tensor], Tensor],
-    samples: Iterable[Sample],
+    samples: Iterable[Sample | Skipped],
     count: int,
     ranks: Ranks,
     *,
@@ -37,9 +39,9 @@ def judge(
     pictures: Path,
     every: int,
     report: Report,
-    check: Callable[[], None] = lambda: None,
-) -> float:
-    """Give the mean loss over an evaluation split.
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Give the mean loss over an evaluation split, None where some rank was asked to stop.
 
     Args:
         model: the network, out of training mode.
@@ -51,10 +53,18 @@ def judge(
         pictures: folder for ``{record}.png`` and a moving preview of the first record.
         every: every how many records a picture is written.
         report: for progress.
-        check: called after each record; may raise.
+        asked_to_stop: asked after each record.
+
+    Raises:
+        DatasetError: not one record could be read.
     """
     found: list[tuple[int, float]] = []
+    stopped, seen = False, 0
     for sample in samples:
+        seen += 1
+        if isinstance(sample, Skipped):
+            report.warn(f"{sample.reason} (skipped, it counts for nothing in this evaluation)")
+            continue
         x, mask, y = finish(sample, ranks.device)
         emptied, soft = model.preprocess(x, mask)
         with mixed(ranks.device, amp):
@@ -68,12 +78,20 @@ def judge(
             if sample.position == 0:
                 write_file(pictures / PREVIEW_FILE, _moving(shown))
         report.advance(
-            min(len(found) * ranks.count, count),
-            f"loss {math.fsum(loss for _, loss in found) / len(found):.5f}",
+            min(seen * ranks.count, count), f"loss {math.fsum(loss for _, loss in found) / len(found):.5f}"
         )
-        check()
+        if asked_to_stop():
+            stopped = True
+            break
+    if ranks.any([stopped])[0]:
+        return None
     everything = sorted(one for own in ranks.gather(found) for one in own)
-    return math.fsum(loss for _, loss in everything) / count
+    if not everything:
+        raise DatasetError(
+            f"none of the {count} records to evaluate on could be read; see what is wrong with: vshard verify, or "
+            "leave evaluation out: --skip-eval"
+        )
+    return math.fsum(loss for _, loss in everything) / len(everything)
 
 
 def _moving(columns: list[Tensor]) -> bytes:

@@ -1,11 +1,12 @@
 """The files of a run: checkpoints to go on from, the best model, and what an older run in the folder left.
 
 The last two checkpoints are kept: a new one takes its name after the one before was renamed, so at every moment one of
-them is whole, and a damaged one is no end of a long night.
+them is whole, and a damaged one is no end of a long night. One that is damaged never takes the name of the one before.
 """
 
 from __future__ import annotations
 
+import glob
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.errors import CheckpointError
-from ..base.files import writing
+from ..base.files import write_file, writing
 from ..base.report import Report
 from .checkpoint import (
     CHECKPOINT_SUFFIX,
@@ -28,24 +29,41 @@ from .optimize import is_schedule_free, set_training
 from .progress import Progress
 
 PREVIOUS_SUFFIX = ".checkpoint.previous.pth"
+_EPOCH_SUFFIX = ".epoch"
 # Checkpoint entries of ours: how far the run has come, its stream's position, the weights that a schedule-free
 # optimizer takes gradients at, the moving average of weights, what the loss is and which network it compares by, and
 # the discriminator with all that it goes on from.
 PROGRESS, STREAM, STEPPING, AVERAGE, LOSS = "progress", "stream", "stepping_weights", "average", "loss"
 ADVERSARY = "adversary"
+# Within LOSS: which records it is evaluated on.
+EVALUATED = "evaluated"
 
 
 class Keeper:
     """Writes one run's model files into its folder."""
 
     def __init__(
-        self, model_dir: Path, name: str, report: Report, *, goes_on: bool, backup: bool = True
+        self,
+        model_dir: Path,
+        name: str,
+        report: Report,
+        *,
+        goes_on: bool,
+        backup: bool = True,
+        last: Path | None = None,
     ) -> None:
-        """``goes_on``: the files that are there are this run's own, not an older one's, which ``backup`` keeps."""
+        """Write nothing yet.
+
+        ``goes_on``: the files that are there are this run's own, not an older one's, which ``backup`` keeps. ``last``:
+        which of its checkpoints is the last whole one.
+        """
         self.checkpoint = model_dir / f"{name}{CHECKPOINT_SUFFIX}"
         self.previous = model_dir / f"{name}{PREVIOUS_SUFFIX}"
         self.best_model = model_dir / f"{name}.pth"
         self._report, self._goes_on, self._backup = report, goes_on, backup
+        # Whether the next checkpoint takes the place of the one of that name, which is damaged or an older run's.
+        self._replaces = last == self.previous
+        self._aside_later: list[Path] = []
         self._started = f"{datetime.now():%Y%m%d%H%M%S}"
 
     def warn_of_older_run(self) -> None:
@@ -79,7 +97,7 @@ class Keeper:
         in_training = is_schedule_free(optimizer) and model.training
         weights = {name: p.detach().clone() for name, p in model.named_parameters()} if in_training else {}
         set_training(optimizer, False)
-        if self.checkpoint.exists():
+        if self.checkpoint.exists() and not self._replaces:
             with writing(self.previous):
                 self.checkpoint.replace(self.previous)
         save_checkpoint(
@@ -99,6 +117,9 @@ class Keeper:
             },
             grad_scaler=scaler if scaler.is_enabled() else None,
         )
+        self._replaces = False
+        while self._aside_later:
+            self._set_aside(self._aside_later.pop())
         if in_training:
             take_stepping(model, optimizer, weights)
 
@@ -118,22 +139,44 @@ class Keeper:
             OutputError: it cannot be written.
         """
         self._keep_older_run()
-        save_model(self.best_model.with_suffix(f".epoch{epoch:04d}.pth"), model, train_kwargs)
+        save_model(self.best_model.with_suffix(f"{_EPOCH_SUFFIX}{epoch:04d}.pth"), model, train_kwargs)
 
     def _keep_older_run(self) -> None:
-        """Move an older run's files aside, or remove them, before this run's first save takes their names."""
+        """Move an older run's files aside, or remove them, before this run's first save takes their names.
+
+        Its last whole checkpoint stays until there is a new one, as the run may have been begun from it.
+        """
         if self._goes_on:
             return
         self._goes_on = True
-        for path in (self.checkpoint, self.previous, self.best_model):
-            if path.exists() and not self._backup:
-                with writing(path):
-                    path.unlink()
-            elif path.exists():
-                kept = path.with_name(f"{path.name.removesuffix('.pth')}.{self._started}{KEPT_SUFFIX}")
-                with writing(kept):
-                    path.replace(kept)
-                self._report.say(f"{path.name} of the older run is kept as {kept.name}")
+        name = self.best_model.name.removesuffix(".pth")
+        epochs = sorted(self.best_model.parent.glob(f"{glob.escape(name)}{_EPOCH_SUFFIX}[0-9]*.pth"))
+        if self._replaces:
+            self._aside_later.append(self.previous)
+        else:
+            self._set_aside(self.previous)
+        for path in (self.best_model, *epochs):
+            self._set_aside(path)
+        if self.checkpoint.exists() and self._backup:
+            kept = self._kept(self.checkpoint)
+            with writing(kept):
+                content = self.checkpoint.read_bytes()
+            write_file(kept, content)
+            self._report.say(f"{self.checkpoint.name} of the older run is kept as {kept.name}")
+        self._replaces = True
+
+    def _set_aside(self, path: Path) -> None:
+        if path.exists() and not self._backup:
+            with writing(path):
+                path.unlink()
+        elif path.exists():
+            kept = self._kept(path)
+            with writing(kept):
+                path.replace(kept)
+            self._report.say(f"{path.name} of the older run is kept as {kept.name}")
+
+    def _kept(self, path: Path) -> Path:
+        return path.with_name(f"{path.name.removesuffix('.pth')}.{self._started}{KEPT_SUFFIX}")
 
 
 def load_last(model_dir: Path, name: str | None, report: Report) -> tuple[Path, dict[str, Any]]:

@@ -51,7 +51,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> Groups:
 
     The first decays: weights of convolutions and linear layers. The second never does: biases, norms and
     parameters that belong to no layer (``mask_bias``). Order and split are those of the original, so that
-    optimizer states pass both ways.
+    an optimizer's state means the same to both.
     """
     decaying = {
         f"{name}.weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,8 +167,8 @@ class TrainOptions:
         """Say how the rates go over the epochs."""
         return Schedule(**{field.name: getattr(self, field.name) for field in fields(Schedule)})
 
-    def optimizer_for(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimizer of ``model``, which is on its device.
+    def optimizer_for(self, model: nn.Module, ranks: int = 1) -> torch.optim.Optimizer:
+        """Make the optimizer of ``model``, which is on its device; each of ``ranks`` processes makes its own.
 
         Raises:
             OptionError: there is no such optimizer, or an option does not fit it.
@@ -182,7 +182,7 @@ class TrainOptions:
             self.weight_decay,
             adam_beta1=self.adam_beta1,
             momentum=self.momentum,
-            warmup_steps=warmup_steps(self.warmup_epoch, self.num_samples, self.backward_step),
+            warmup_steps=warmup_steps(self.warmup_epoch, self.num_samples, self.backward_step * ranks),
         )
 
     def adversary(self, device: torch.device) -> AdversaryOptions | None:
@@ -214,5 +214,6 @@ class TrainOptions:
         return AMP_FLOATS[self.amp_float]
 
     def plain(self) -> dict[str, Any]:
-        """Give the options as plain values, for the checkpoint."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        """Give the options as plain values, for model files, which are shared: no URL's signature is among them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Place) else value for name, value in values.items()}

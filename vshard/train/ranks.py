@@ -101,11 +101,18 @@ def join_ranks(gpu: int | None) -> Iterator[Ranks]:
     if gpu is None and torch.cuda.device_count():
         device = choose_device(_environment("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(_backends(device))
     try:
         yield Ranks(dist.get_rank(), count, device)
     finally:
         dist.destroy_process_group()
+
+
+def _backends(device: torch.device) -> str:
+    """Say what values go over: those on a GPU over NCCL, which there is none of on Windows."""
+    if device.type != "cuda":
+        return "gloo"
+    return f"cpu:gloo,cuda:{'nccl' if dist.is_nccl_available() else 'gloo'}"
 
 
 def _environment(name: str, default: int) -> int:

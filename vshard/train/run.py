@@ -7,8 +7,9 @@ as one: each takes its share of the samples, the first one speaks and writes.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..base.errors import CheckpointError, VshardError
 from ..base.files import make_folder
 from ..base.locks import only_one
 from ..base.memory import keep_freed_memory
-from ..base.report import Report, Silent
+from ..base.report import Report, Warnings
 from ..base.seeds import generator
 from ..base.stopping import StoppedError, StopRequest, stop_request
 from ..stream.cache import cache_for
@@ -32,9 +33,20 @@ from ..stream.training import TrainingStream
 from .adversarial import adversary_for, take_adversary
 from .clock import Clock
 from .ema import Average
-from .history import Epoch, History, Moment
+from .history import Epoch, History, Moment, check_tensorboard
 from .judge import judge
-from .keeping import ADVERSARY, AVERAGE, LOSS, PROGRESS, STEPPING, STREAM, Keeper, load_last, take_stepping
+from .keeping import (
+    ADVERSARY,
+    AVERAGE,
+    EVALUATED,
+    LOSS,
+    PROGRESS,
+    STEPPING,
+    STREAM,
+    Keeper,
+    load_last,
+    take_stepping,
+)
 from .optimize import is_schedule_free, rate_of, set_rates, set_training, take_state
 from .plan import TrainOptions
 from .progress import Progress, Trained
@@ -46,6 +58,7 @@ from .weights import first_weights, loss_of_run, wanted_name
 
 NOT_FINITE_MAX = 100
 EVAL_FOLDER = "eval"
+LOCK_FILE = ".vshard.lock"
 _REPORT_EVERY_SECONDS = 1.0
 _METRICS_EVERY_SECONDS = 5.0
 _WEIGHTS_ONLY = "take its weights only with --resume --reset-state"
@@ -66,13 +79,28 @@ def train(options: TrainOptions, report: Report) -> Trained | None:
         StoppedError: Ctrl-C or SIGTERM; everything up to the last step is saved.
     """
     keep_freed_memory()
-    with stop_request() as request, join_ranks(options.gpu) as ranks, telling_dead_workers():
-        run = _Run(options, report if ranks.is_first else Silent(), request, ranks)
-        lock = make_folder(options.model_dir) / ".vshard.lock"
-        with only_one(lock, "training here") if ranks.is_first else nullcontext():
-            run.begin()
-            trained = run.train()
-            return trained if ranks.is_first else None
+    with (
+        stop_request() as request,
+        join_ranks(options.gpu) as ranks,
+        telling_dead_workers(),
+        ExitStack() as locked,
+    ):
+        # A checkpoint is read under the lock: else another run may write the next one meanwhile.
+        if options.resume and options.model_dir.is_dir():
+            _lock(options.model_dir, ranks, locked)
+        run = _Run(options, report if ranks.is_first else Warnings(report, ranks.number), request, ranks)
+        if not options.resume:
+            _lock(make_folder(options.model_dir), ranks, locked)
+        run.begin()
+        trained = run.train()
+        return trained if ranks.is_first else None
+
+
+def _lock(model_dir: Path, ranks: Ranks, locked: ExitStack) -> None:
+    """Keep other runs out of a folder; on return the first rank has done so."""
+    if ranks.is_first:
+        locked.enter_context(only_one(model_dir / LOCK_FILE, "training here"))
+    ranks.wait()
 
 
 class _Run:
@@ -84,14 +112,16 @@ class _Run:
         self.last = load_last(options.model_dir, wanted_name(options), report) if options.resume else None
         self.goes_on = options.resume and not options.reset_state
         self.model = first_weights(options, self.last).to(ranks.device)
-        self.optimizer = options.optimizer_for(self.model)
+        self.optimizer = options.optimizer_for(self.model, ranks.count)
         self.schedule = options.schedule()
         free = is_schedule_free(self.optimizer)
         self.last_epoch = options.max_epoch if free else adjusted_max_epoch(self.schedule)
-        # Behind what is refused at once: its network may have to be downloaded.
-        self.loss = loss_of_run(options, self.last if self.goes_on else None, report.say).to(ranks.device)
+        if options.tensorboard:
+            check_tensorboard()
         self.average = Average(self.model, options.ema_decay, options.ema_step) if options.ema_model else None
         self.adversary = adversary_for(self.model, ranks, options.adversary(ranks.device))
+        # Behind what is refused at once: its network may have to be downloaded.
+        self.loss = loss_of_run(options, self.last if self.goes_on else None, report.say).to(ranks.device)
         self.steps = Steps(
             self.model,
             self.optimizer,
@@ -106,9 +136,15 @@ class _Run:
         self.cache = cache_for(options.data_dir, options.cache_limit)
         self.stream = TrainingStream(self.train_split, options.stream(self.rank, self.cache), report)
         self.progress = Progress()
-        backup = not options.disable_backup
-        self.keeper = Keeper(options.model_dir, self.model.name, report, goes_on=self.goes_on, backup=backup)
-        self.history = History(options.model_dir, tensorboard=options.tensorboard) if ranks.is_first else None
+        self.keeper = Keeper(
+            options.model_dir,
+            self.model.name,
+            report,
+            goes_on=self.goes_on,
+            backup=not options.disable_backup,
+            last=self.last[0] if self.last is not None else None,
+        )
+        self.history: History | None = None
         self.sources: list[str] = []
 
     def begin(self) -> None:
@@ -116,6 +152,8 @@ class _Run:
         options, report = self.options, self.report
         if not options.skip_eval:
             make_folder(options.model_dir / EVAL_FOLDER)
+        if self.ranks.is_first:
+            self.history = History(options.model_dir, tensorboard=options.tensorboard)
         if self.goes_on and self.last is not None:
             self._resume(*self.last)
         elif not options.resume:
@@ -149,13 +187,17 @@ class _Run:
             )
         while self.progress.epoch <= self.last_epoch:
             started = time.monotonic()
-            epoch = self.progress.epoch
+            epoch, left_of_it = self.progress.epoch, 1 - self.stream.position / len(self.stream.plan)
             self._train_epoch()
+            trained_seconds = time.monotonic() - started
             eval_loss = self._end_of_epoch(epoch)
             self.progress = Progress(epoch + 1, best_loss=self.progress.best_loss)
             train_loss = self.stream.end_epoch(self.ranks.gather)
+            # First, so that a kill between the two loses no epoch's line: it is told again.
+            seconds = time.monotonic() - started
+            whole = seconds + trained_seconds * (1 / left_of_it - 1) if left_of_it else seconds
+            self._log(epoch, train_loss, eval_loss, seconds, whole)
             self._save()
-            self._log(epoch, train_loss, eval_loss, time.monotonic() - started)
         self.report.finish()
         if self.history is not None:
             self.history.close()
@@ -168,7 +210,7 @@ class _Run:
         """Evaluate if it is time, and keep what is to be kept; give the evaluation's loss."""
         options, eval_loss = self.options, None
         due = epoch % options.eval_step == 0 or epoch == self.last_epoch
-        if due:
+        if due or options.skip_eval or options.save_epoch:
             self._save()
         self._mode(training=False)
         with self.average.in_place() if self.average is not None else nullcontext():
@@ -201,7 +243,8 @@ class _Run:
         if self.steps.finish():
             self._after_step(clock)
         self._note_losses()
-        if self.ranks.any([self.progress.not_finite > NOT_FINITE_MAX])[0]:
+        failed, some = self.ranks.any([self.progress.not_finite > NOT_FINITE_MAX, self.stream.has_losses])
+        if failed or not some:
             raise self._hopeless()
         self.report.advance(len(self.stream.plan), f"loss {self.stream.mean_loss:.5f}")
 
@@ -214,7 +257,8 @@ class _Run:
             loss = self.stream.mean_loss
             self.report.advance(
                 self.stream.position,
-                f"loss {loss:.5f}, {clock.speed(self.stream.position):.1f}/s, {clock.wait_share:.0%} waiting for data",
+                f"loss {loss:.5f}, rate {rate_of(self.optimizer):.1e}, {clock.speed(self.stream.position):.1f}/s, "
+                f"{clock.wait_share:.0%} waiting for data",
             )
             if self.history is not None and now - clock.noted >= _METRICS_EVERY_SECONDS:
                 clock.noted = now
@@ -243,7 +287,7 @@ class _Run:
 
     def _hopeless(self) -> TrainingError:
         return TrainingError(
-            f"epoch {self.progress.epoch}: the loss was not a number more than {NOT_FINITE_MAX} times; resume "
+            f"epoch {self.progress.epoch}: the loss was not a number {self.progress.not_finite} times; resume "
             "from the last checkpoint with a smaller --learning-rate"
         )
 
@@ -266,25 +310,30 @@ class _Run:
         options, epoch = self.options, self.progress.epoch
         self.report.start(f"evaluating epoch {epoch}", len(self.eval_split), "records")
 
-        def check() -> None:
-            if self.request.asked:
-                raise StoppedError(
-                    f"stopped while evaluating epoch {epoch}, whose training is saved; the same command "
-                    "with --resume goes on from there"
-                )
-
-        return judge(
+        found = judge(
             self.model,
             self.loss,
-            evaluation_loader(self.eval_split, workers=options.workers, cache=self.cache, rank=self.rank),
+            evaluation_loader(
+                self.eval_split,
+                workers=options.workers,
+                cache=self.cache,
+                rank=self.rank,
+                on_error=options.on_error,
+            ),
             len(self.eval_split),
             self.ranks,
             amp=options.amp(self.ranks.device),
             pictures=options.model_dir / EVAL_FOLDER,
             every=options.save_eval_step,
             report=self.report,
-            check=check,
+            asked_to_stop=lambda: self.request.asked,
         )
+        if found is None:
+            raise StoppedError(
+                f"stopped while evaluating epoch {epoch}, whose training is saved; the same command with --resume goes "
+                "on from there"
+            )
+        return found
 
     def _keep_best(self, eval_loss: float) -> None:
         """Keep the weights if they are the best so far."""
@@ -326,15 +375,17 @@ class _Run:
             scaling = content["grad_scaler_state_dict"][0]
             if self.steps.scaler.is_enabled() and scaling:
                 self.steps.scaler.load_state_dict(scaling)
-            if self.average is not None:
-                self._resume_average(checkpoint, stored[AVERAGE])
+            self._resume_average(checkpoint, stored[AVERAGE])
             take_adversary(self.adversary, stored.get(ADVERSARY), checkpoint, _WEIGHTS_ONLY)
             stream_state = stored[STREAM]
+            changed = None
             if stored[LOSS]["name"] != self.options.loss:
-                self.report.warn(
-                    f"--loss is {self.options.loss} now and was {stored[LOSS]['name']}: what was the best model so far "
-                    "counts no more"
-                )
+                changed = f"--loss is {self.options.loss} now and was {stored[LOSS]['name']}"
+            elif stored[LOSS].get(EVALUATED, self._evaluated()) != self._evaluated():
+                changed = f"{self.eval_split.root}: its records are others now"
+            if changed is not None:
+                if np.isfinite(position.best_loss):
+                    self.report.warn(f"{changed}: what was the best model so far counts no more")
                 position = replace(position, best_loss=float("inf"))
         except CheckpointError:
             raise
@@ -353,12 +404,14 @@ class _Run:
             self.report.say(f"going on with epoch {position.epoch}, sample {self.stream.position}")
 
     def _resume_average(self, checkpoint: Path, state: dict[str, Any] | None) -> None:
-        if state is None:
+        if state is None and self.average is not None:
             raise CheckpointError(
                 f"{checkpoint}: was trained without --ema-model; leave it out, or {_WEIGHTS_ONLY}"
             )
-        assert self.average is not None
-        self.average.load_state(state)
+        if state is not None and self.average is None:
+            raise CheckpointError(f"{checkpoint}: was trained with --ema-model; give it, or {_WEIGHTS_ONLY}")
+        if self.average is not None and state is not None:
+            self.average.load_state(state)
 
     def _save(self) -> None:
         """Write a checkpoint, of weights that are numbers."""
@@ -377,20 +430,27 @@ class _Run:
                 train_kwargs=self._train_kwargs(),
                 progress=self.progress,
                 stream=stream,
-                loss={"name": self.loss.name, "network": self.loss.source},
+                loss={"name": self.loss.name, "network": self.loss.source, EVALUATED: self._evaluated()},
                 average=self.average.state() if self.average is not None else None,
                 adversary=self.adversary.state() if self.adversary is not None else None,
             )
+
+    def _evaluated(self) -> str:
+        """Say which records evaluation is over."""
+        keys = "\n".join(sorted(map(str, self.eval_split.keys.tolist())))
+        return hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()
 
     def _train_kwargs(self) -> dict[str, Any]:
         """Say what this run is, for the record."""
         return {**self.options.plain(), SOURCES: self.sources}
 
-    def _log(self, epoch: int, train_loss: float, eval_loss: float | None, seconds: float) -> None:
-        """Tell an epoch's losses and keep them in the run's history."""
+    def _log(
+        self, epoch: int, train_loss: float, eval_loss: float | None, seconds: float, whole_seconds: float
+    ) -> None:
+        """Tell an epoch's losses and keep them in the run's history; ``whole_seconds``: had it all been trained now."""
         evaluated = f", evaluation {eval_loss:.5f}" if eval_loss is not None else ""
         best = " (best)" if eval_loss is not None and eval_loss == self.progress.best_loss else ""
-        left = timedelta(seconds=round(seconds * (self.last_epoch - epoch)))
+        left = timedelta(seconds=round(whole_seconds * (self.last_epoch - epoch)))
         took = timedelta(seconds=round(seconds))
         self.report.say(
             f"epoch {epoch}: loss {train_loss:.5f}{evaluated}{best}; took {took}, all epochs: {left} left"

@@ -1,8 +1,11 @@
 """Optimizer steps of added-up gradients, without waiting for the device.
 
 In: one sample's tensors after another. Out: changed weights, and every sample's loss, which stays on the device until
-:meth:`Steps.drain`. A step whose loss is not a number is left out: on a GPU by the optimizer itself, which reads a flag
-there (fused optimizers), so that nobody waits. With an adversary, its discriminator steps beside the network.
+:meth:`Steps.drain`. A step whose loss is not a number is left out: by the optimizer itself, which reads a flag on the
+device (fused optimizers), so that nobody waits. Lion and the schedule-free ones read none: with them a step, though no
+sample before it, waits. The whole step is left out, where the original leaves out the sample, as that cannot be taken
+out of gradients that are added up, on this rank and the others. With an adversary, its discriminator steps beside
+the network.
 """
 
 from __future__ import annotations
@@ -38,9 +41,10 @@ class StepOptions:
 
 
 class Loss(NamedTuple):
-    """A sample's loss: its place in the epoch, its weight (0 counts for nothing), and whether its step was taken.
+    """A sample's loss: its place in the epoch, its weight (0 counts for nothing), and whether it let its step be taken.
 
-    A step is left out on all ranks when one sample's loss on any of them is not a number. ``discriminator``: its loss
+    A step is left out on all ranks when one sample's loss on any of them is not a number; and, where losses are scaled,
+    when gradients are too large for half precision, which ``stepped`` does not tell. ``discriminator``: its loss
     on the sample, None where there is none.
     """
 
