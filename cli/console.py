@@ -28,6 +28,8 @@ class Console:
         self._total: int | None = None
         self._started = self._logged = 0.0
         self._done = self._told = 0
+        # What was done when the task first told, and when that was.
+        self._first: tuple[int, float] | None = None
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self.finish()
@@ -35,6 +37,7 @@ class Console:
         self._total = total
         self._started = self._logged = time.monotonic()
         self._done = self._told = 0
+        self._first = None
         if total == 0:
             return
         if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
@@ -58,6 +61,8 @@ class Console:
 
     def advance(self, done: int, figures: str = "") -> None:
         self._done, self._figures = done, figures
+        # Work that goes on begins with what was done before.
+        self._first = self._first or (done, time.monotonic())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, told=self._progress(done), figures=figures)
             return
@@ -69,8 +74,9 @@ class Console:
         self._logged, self._told = time.monotonic(), self._done
         left = ""
         if self._total is not None and 0 < self._done < self._total:
-            seconds = (self._logged - self._started) / self._done * (self._total - self._done)
-            left = f", {_clock(seconds)} left"
+            before, since = self._first or (0, self._started)
+            before, since = (before, since) if self._done > before else (0, self._started)
+            left = f", {_clock((self._logged - since) / (self._done - before) * (self._total - self._done))} left"
         self.say(f"{self._what}: {self._progress(self._done)}{left}  {self._figures}".rstrip())
 
     def _progress(self, done: int) -> str:

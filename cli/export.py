@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .console import plain
+from .console import console, plain
 from .places import local_path
 
 
@@ -27,8 +27,14 @@ def command(model: Path, output: Path, name: str | None, onnx: Path | None) -> N
 
     \b
     Example:
-      vshard export models/city/inpaint.light_video_inpaint_v1.checkpoint.pth -o city.pth --name city
+      vshard export models/city/inpaint.light_video_inpaint_v1.pth -o city.pth --name city
     """
     from vshard.train.export import export_model
 
-    click.echo(plain(export_model(model, output, output.stem if name is None else name, onnx)))
+    with console() as report:
+        if onnx is not None:
+            report.say(f"making {onnx} takes a minute")
+        entry = export_model(model, output, output.stem if name is None else name, onnx)
+        written = output if onnx is None else f"{output} and {onnx}"
+        report.say(f"{written}: written; the entry for inpaint_models.yml:")
+    click.echo(plain(entry))

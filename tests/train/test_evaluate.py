@@ -288,6 +288,23 @@ def test_speed_is_measured_where_asked(found: Evaluation) -> None:
     assert "ms a frame" in line and "GB" in line
 
 
+def test_a_model_that_fills_with_no_numbers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(tmp_path / "eval", make_record("a_000000", size=64))
+    save_model(tmp_path / "model.pth", gray_network())
+    real = module.fill
+
+    def spoilt(*arguments: object) -> module.Filled:
+        filled = real(*arguments)
+        filled.fills["model"][0, 0, 0, 0] = math.inf
+        return filled
+
+    monkeypatch.setattr(module, "fill", spoilt)
+    with pytest.raises(CheckpointError, match=r"model.pth: fills a_000000 with what are not numbers"):
+        evaluate(EvaluateOptions(tmp_path / "model.pth", tmp_path / "eval", gpu=-1), Silent())
+
+
 def test_speed_that_cannot_be_measured_costs_no_score(
     found: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_what_is_no_epoch_in_the_file_is_left_out(tmp_path: Path) -> None:
         file.write(json.dumps({**odd, "train_loss": 1, "eval_loss": [1]}).encode() + b"\nnull\n[1]\n{\n")
     history.end_epoch(Epoch(3, 0.25, 0.5, 1e-4, 2.0))
     assert [epoch.epoch for epoch in read_epochs(tmp_path / "metrics.jsonl")] == [1, 3]
+
+
+def test_a_line_that_was_cut_off_takes_no_other_with_it(tmp_path: Path) -> None:
+    History(tmp_path).end_epoch(epoch(1))
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(
+        metrics.read_bytes() + metrics.read_bytes().replace(b'"epoch": 1', b'"epoch": 2')[:-20]
+    )
+    history = History(tmp_path)
+    history.end_epoch(epoch(3))
+    history.end_epoch(epoch(4))
+    huge = {"kind": "epoch", "time": 0, **asdict(epoch(5))}
+    with metrics.open("a") as file:
+        file.write(json.dumps(huge).replace(str(huge["train_loss"]), "1" + 400 * "0") + "\n")
+        file.write(json.dumps({**huge, "train_loss": float("nan")}) + "\n")
+    assert [told.epoch for told in read_epochs(metrics)] == [1, 3, 4]
 
 
 def test_the_curve_shows_its_losses() -> None:

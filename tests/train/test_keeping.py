@@ -129,6 +129,52 @@ def test_a_reset_run_that_is_killed_at_its_first_save_begins_again(
     assert (began_from in kept) == backup
 
 
+@pytest.mark.parametrize("backup", [True, False])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_run_that_never_saves_leaves_the_older_one_as_it_was(
+    data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, backup: bool, links: bool
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError("no links here")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    wanted = options(data, tmp_path, disable_backup=not backup, seed=5, max_epoch=1, **SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "save_checkpoint", dying(keeping.save_checkpoint, 1, after=False))
+        with pytest.raises(KeyboardInterrupt):
+            train(wanted, Silent())
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
+    assert len(before) == 3
+    for kept in tmp_path.glob("*.bk"):
+        kept.unlink()
+    train(wanted, Silent())
+    kept = [path.read_bytes() for path in tmp_path.glob("*.bk")]
+    assert sorted(kept) == (sorted(before.values()) if backup else [])
+    for name in (LAST, PREVIOUS):
+        assert load_checkpoint(tmp_path / name)["train_kwargs"]["seed"] == 5
+
+
+def test_an_epoch_that_cannot_be_told_is_saved(data: Path, tmp_path: Path) -> None:
+    wanted = options(data, tmp_path, skip_eval=True, eval_step=9, max_epoch=1, **SHORT)
+    (tmp_path / "loss.png").mkdir()
+    with pytest.raises(OutputError, match="loss.png"):
+        train(wanted, Silent())
+    assert load_checkpoint(tmp_path / LAST)["last_epoch"] == 1
+
+
+def test_a_best_model_that_is_not_there_counts_no_more(data: Path, tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / BEST).unlink()
+    report = Listening()
+    train(options(data, tmp_path, resume=True, max_epoch=3, learning_rate=1e-8), report)
+    assert any(f"{BEST} is not there: what was the best model" in line for line in report.warned)
+    assert (tmp_path / BEST).exists()
+
+
 def test_a_new_run_keeps_the_older_ones_models_of_every_epoch(data: Path, tmp_path: Path) -> None:
     first = options(data, tmp_path, save_epoch=True, **SHORT)
     train(first, Silent())

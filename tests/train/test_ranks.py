@@ -6,14 +6,20 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import DEFAULT, patch
 
 import pytest
 import torch
 from making import write_dataset
+from torch import Tensor
 
+from vshard.base.errors import WorkerError
 from vshard.train.checkpoint import load_checkpoint
 from vshard.train.history import read_epochs
+from vshard.train.ranks import join_ranks
 
 NAME = "inpaint.light_video_inpaint_v1"
 _TRAIN = """
@@ -46,6 +52,38 @@ def start(arguments: list[str], ranks: int) -> tuple[list[int], str]:
     return [process.returncode for process in processes], "".join(said)
 
 
+def assert_close_but_for_noise(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Adam makes a step of the whole rate out of a gradient that is only noise: of one weight in a thousand, say."""
+    assert ours.keys() == theirs.keys()
+    apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    assert apart.max() <= 3e-4 and (apart > 1e-5).float().mean() < 1e-3
+
+
+def test_a_rank_whose_other_one_died_says_so() -> None:
+    gloo = "[/x/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:1"
+    for error in (RuntimeError(gloo), torch.distributed.DistBackendError("NCCL error")):
+        with (
+            alone_of_two(),
+            pytest.raises(WorkerError, match="another of the 2 .* ended.*--resume"),
+            join_ranks(-1),
+        ):
+            raise error
+    for error in (RuntimeError("a bug"), WorkerError("a loader died: gloo/transport")):
+        with alone_of_two(), pytest.raises(type(error), match=str(error)), join_ranks(-1):
+            raise error
+
+
+@contextmanager
+def alone_of_two() -> Iterator[None]:
+    with (
+        patch.dict(os.environ, {"WORLD_SIZE": "2"}),
+        patch.multiple(
+            torch.distributed, init_process_group=DEFAULT, destroy_process_group=DEFAULT, get_rank=DEFAULT
+        ),
+    ):
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"), train=5, evaluation=3)
@@ -65,11 +103,7 @@ def test_two_ranks_equal_one_with_twice_the_accumulation(data: Path, tmp_path: P
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
         assert ours.eval_loss == pytest.approx(theirs.eval_loss, rel=1e-4)
     states = [load_checkpoint(tmp_path / name / f"{NAME}.checkpoint.pth") for name in ("two", "one")]
-    for (name, ours), theirs in zip(
-        states[0]["state_dict"].items(), states[1]["state_dict"].values(), strict=True
-    ):
-        # Adam makes a step of the whole rate out of a gradient that is only noise.
-        assert torch.allclose(ours, theirs, atol=3e-4), name
+    assert_close_but_for_noise(states[0]["state_dict"], states[1]["state_dict"])
     assert states[0]["vshard"]["stream"]["epoch"] == states[1]["vshard"]["stream"]["epoch"] == 3
     history = [state["vshard"]["stream"]["history"] for state in states]
     for ours, theirs in zip(history[0].values(), history[1].values(), strict=True):

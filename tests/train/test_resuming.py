@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from making import Listening, make_record
-from runs import NAME, assert_same, final_state, killed_and_resumed, opened, options
+from runs import NAME, TINY, assert_same, final_state, killed_and_resumed, opened, options
 
 from vshard.base.errors import CheckpointError
 from vshard.base.report import Silent
@@ -146,3 +149,33 @@ def test_another_optimizer_cannot_resume(data: Path, tmp_path: Path) -> None:
     train(options(data, tmp_path, max_epoch=1), Silent())
     with pytest.raises(CheckpointError, match="--optimizer adamw; give the same, or --reset-state"):
         train(options(data, tmp_path, optimizer="adamw_schedulefree", resume=True), Silent())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs groups of processes")
+def test_stopping_a_whole_group_of_processes_saves(data: Path, tmp_path: Path) -> None:
+    """Schedulers of clusters send SIGTERM to a job's every process, the loader's too."""
+    code = f"""
+import sys
+from vshard.train.network import ARCHITECTURES
+ARCHITECTURES["tiny"] = {TINY}
+from vshard_cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+    command = (
+        f"train -i {data} --model-dir {tmp_path} --video --arch tiny --loss l1 --num-samples 1200000 --gpu -1"
+    )
+    training = subprocess.Popen(
+        [sys.executable, "-c", code, *command.split(), "--num-workers", "2", "--backward-step", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert training.stderr is not None
+    told = [next(line for line in training.stderr if "loss" in line)]
+    os.killpg(training.pid, signal.SIGTERM)
+    told += list(training.stderr)
+    training.stderr.close()
+    assert training.wait(timeout=120) == 130
+    assert any("stopping: the step under way is finished" in line for line in told)
+    assert "all saved" in told[-1], told
+    assert final_state(tmp_path)["vshard"]["stream"]["position"] > 0

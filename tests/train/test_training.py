@@ -300,7 +300,7 @@ def damaged(data: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_what_cannot_be_read_is_skipped_by_choice(damaged: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_skipped_by_choice(data: Path, damaged: Path, tmp_path: Path) -> None:
     report = Listening()
     result = train(options(damaged, tmp_path / "m", on_error="skip"), report)
     assert result.epoch == 2 and np.isfinite(result.best_loss)
@@ -308,6 +308,12 @@ def test_what_cannot_be_read_is_skipped_by_choice(damaged: Path, tmp_path: Path)
     assert sum("counts for nothing in this evaluation" in line for line in report.warned) == 2
     with pytest.raises(RecordError):
         train(options(damaged, tmp_path / "n"), Silent())
+    for picture in damaged.glob("train/*/*_M.png"):
+        picture.write_bytes(b"")
+    with pytest.raises(DatasetError, match="cannot be read|could be read"):
+        train(options(damaged, tmp_path / "o", on_error="skip"), Silent())
+    shutil.rmtree(damaged / "train")
+    shutil.copytree(data / "train", damaged / "train")
     last = sorted((damaged / "eval").glob("a_*"))[1]
     for picture in last.glob("*_C.png"):
         picture.write_bytes(b"")
@@ -326,6 +332,25 @@ def test_an_epoch_without_one_loss_stops_the_run(
     with pytest.raises(TrainingError, match="epoch 1: the loss was not a number 5 times"):
         train(options(data, tmp_path), Silent())
     assert not list(tmp_path.glob("loss_*.csv"))
+
+
+def test_records_without_holes_are_told(data: Path, tmp_path: Path) -> None:
+    without = tmp_path / "without"
+    shutil.copytree(data, without)
+    for picture in without.glob("*/*/*_M.png"):
+        Image.new("L", (256, 256)).save(picture)
+    report = Listening()
+    train(options(without, tmp_path / "m", max_epoch=1), report)
+    assert sum("train: no sample of epoch 1 had a hole to fill" in line for line in report.warned) == 1
+    assert sum("the records to evaluate on have no hole" in line for line in report.warned) == 1
+
+
+def test_an_epoch_of_which_nothing_could_be_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.TrainingStream, "has_losses", False)
+    with pytest.raises(DatasetError, match="of epoch 1 not one sample could be read; see what is wrong"):
+        train(options(data, tmp_path, max_epoch=1), Silent())
 
 
 def test_processes_that_do_not_speak_warn() -> None:

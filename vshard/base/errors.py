@@ -8,7 +8,7 @@
     ├── DatasetError       a dataset folder lacks what training needs        (also ValueError)
     ├── DepthModelError    a depth model is unknown or cannot be had         (also ValueError)
     ├── MaskModelError     the mask network's weights cannot be had or used  (also ValueError)
-    ├── WorkerError        a loader process died                             (also RuntimeError)
+    ├── WorkerError        a process of loading or of training died          (also RuntimeError)
     ├── CheckpointError    a model file is not one, or does not fit          (also ValueError)
     ├── OutputError        a file or folder cannot be written                (also OSError)
     ├── StoreError         a store refuses, is not reachable or sends less   (also OSError)
@@ -54,7 +54,7 @@ class MaskModelError(VshardError, ValueError):
 
 
 class WorkerError(VshardError, RuntimeError):
-    """A process that loads samples died."""
+    """A process that loads samples, or one of several that train, died."""
 
 
 class CheckpointError(VshardError, ValueError):

@@ -46,7 +46,8 @@ _ADVICE = {
     errno.ENOTDIR: "a part of this path is a file; choose another folder",
     errno.EEXIST: "a file of this name is in the way; remove it or choose another folder",
     errno.EISDIR: "a folder or device of this name is in the way; choose another name",
-    errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter prefix",
+    errno.EFBIG: "it is larger than files may be here (ulimit -f, or the file system); choose another folder",
+    errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
 }
 
 

@@ -25,7 +25,9 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     except Timeout as error:
         raise OutputError(f"{path.parent}: another vshard is {what} now; wait for it") from error
     except OSError as error:
-        raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot lock {path}: {error.strerror or error}; see what is there, or choose another folder"
+        ) from error
     try:
         yield
     finally:

@@ -228,7 +228,7 @@ def load(
     finally:
         # Left before its end, torch waits five seconds for each worker that is still handing over a sample.
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+            process.kill()
 
 
 @contextmanager
@@ -324,12 +324,15 @@ def _or_fetched_anew(draw: Callable[[], Sample | InSlot], reader: Reader, record
 
 
 def _one_thread(_worker: int) -> None:
-    """A worker decodes on one thread, the trainer needs the others; and it leaves Ctrl-C to the trainer."""
+    """A worker decodes on one thread, the trainer needs the others; and it leaves it to the trainer to be stopped.
+
+    Who stops a job may send SIGTERM to all of its processes; the trainer goes on to the end of its step.
+    """
     torch.set_num_threads(1)
     # Else 120 pages a sample go back to the system and come again: a twentieth of its time.
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -166,7 +166,8 @@ def _holds_records(root: Place) -> bool:
 def _check_folder(root: Place, advice: str) -> None:
     entry = facts(root)
     if entry is None or not entry.is_folder:
-        raise DatasetError(f"{root}: no such folder; {advice}")
+        found = "no such folder" if entry is None else "is a file, not a folder"
+        raise DatasetError(f"{root}: {found}; {advice}")
 
 
 def _ranges(entry: RecordEntry) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..base.devices import choose_device
-from ..base.errors import DatasetError, OptionError, RecordError
+from ..base.errors import CheckpointError, DatasetError, OptionError, RecordError
 from ..base.memory import keep_freed_memory
 from ..base.report import Report
 from ..base.seeds import generator
@@ -170,7 +170,7 @@ def evaluate(
         show: given some records, evenly spread, as they are scored.
 
     Raises:
-        CheckpointError: the model cannot be read.
+        CheckpointError: the model cannot be read, or what it fills with is not a number.
         DatasetError: there are no records, or their videos were trained on.
         RecordError, ShardError, StoreError: the data cannot be read.
     """
@@ -185,8 +185,9 @@ def evaluate(
     known = trained_on(trained.train_kwargs)
     seen = tuple(sorted(called[video] for video in trained_videos(known, origins, videos)))
     if seen and not options.allow_trained:
+        count = f"{len(called)} video{'s' if len(called) > 1 else ''}"
         raise DatasetError(
-            f"{split.root}: {options.model.name} was trained on {len(seen)} of its {len(called)} videos "
+            f"{split.root}: {options.model.name} was trained on {len(seen)} of its {count} "
             f"({_some(seen)}); score it on others, or on these with --allow-trained"
         )
 
@@ -200,6 +201,11 @@ def evaluate(
     for record in chosen:
         clip = read_clip(reader, record)
         filled = fill(clip, model, device)
+        if not bool(filled.fills[MODEL].isfinite().all()):
+            raise CheckpointError(
+                f"{options.model}: fills {clip.key} with what are not numbers, its weights are spoilt; take an earlier "
+                "model"
+            )
         scores = {
             name: score(out, filled.target, filled.hole, distance) for name, out in filled.fills.items()
         }
@@ -215,7 +221,10 @@ def evaluate(
         name: estimates([one.scores[name] for one in scored], of_video, options.seed) for name in METHODS
     }
     timed = device.type == "cuda" or options.speed
+    if timed:
+        report.start(f"timing {CLIP_FRAMES} frames of 1080p", None, "frames")
     speeds, untimed = _speeds(model, device) if timed else ((), (_NOT_ASKED,))
+    report.finish()
     return Evaluation(
         model=str(options.model),
         architecture=f"{trained.model.name} {trained.model.kwargs}",

@@ -9,11 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..base.errors import OptionError
 from ..base.files import write_file, writing
@@ -100,8 +101,16 @@ class History:
 
     def _tell(self, metrics: dict[str, Any]) -> None:
         line = json.dumps({"time": round(time.time(), 3), **metrics})
-        with writing(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with writing(self._metrics), self._metrics.open("ab+") as file:
+            # A crash may have cut the last line off, which is no reason to lose this one.
+            if file.tell() and not _ends_with_line(file):
+                file.write(b"\n")
+            file.write(f"{line}\n".encode())
+
+
+def _ends_with_line(file: BinaryIO) -> bool:
+    file.seek(-1, io.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read_epochs(metrics: Path) -> list[Epoch]:
@@ -116,9 +125,9 @@ def read_epochs(metrics: Path) -> list[Epoch]:
             epoch = Epoch(**told)
             numbers = [epoch.epoch, epoch.train_loss, epoch.learning_rate, epoch.seconds]
             numbers += [] if epoch.eval_loss is None else [epoch.eval_loss]
-            if not all(type(number) in (int, float) for number in numbers):
+            if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
                 continue
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             # A line that a crash cut off: the epochs before and after it are none the worse.
             continue
         # What a newer run in this folder began anew replaces the older one's later epochs too.

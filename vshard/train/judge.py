@@ -59,12 +59,13 @@ def judge(
         DatasetError: not one record could be read.
     """
     found: list[tuple[int, float]] = []
-    stopped, seen = False, 0
+    stopped, holes, seen = False, False, 0
     for sample in samples:
         seen += 1
         if isinstance(sample, Skipped):
             report.warn(f"{sample.reason} (skipped, it counts for nothing in this evaluation)")
             continue
+        holes = holes or bool(sample.hole.any())
         x, mask, y = finish(sample, ranks.device)
         emptied, soft = model.preprocess(x, mask)
         with mixed(ranks.device, amp):
@@ -83,13 +84,18 @@ def judge(
         if asked_to_stop():
             stopped = True
             break
-    if ranks.any([stopped])[0]:
+    stopped, holes = ranks.any([stopped, holes])
+    if stopped:
         return None
     everything = sorted(one for own in ranks.gather(found) for one in own)
     if not everything:
         raise DatasetError(
             f"none of the {count} records to evaluate on could be read; see what is wrong with: vshard verify, or "
             "leave evaluation out: --skip-eval"
+        )
+    if not holes:
+        report.warn(
+            "the records to evaluate on have no hole to fill, so their loss tells nothing; check their masks"
         )
     return math.fsum(loss for _, loss in everything) / len(everything)
 

@@ -63,7 +63,8 @@ class Keeper:
         self._report, self._goes_on, self._backup = report, goes_on, backup
         # Whether the next checkpoint takes the place of the one of that name, which is damaged or an older run's.
         self._replaces = last == self.previous
-        self._aside_later: list[Path] = []
+        # An older run's files that are removed once this one has a checkpoint.
+        self._left_behind: list[Path] = []
         self._started = f"{datetime.now():%Y%m%d%H%M%S}"
 
     def warn_of_older_run(self) -> None:
@@ -118,62 +119,48 @@ class Keeper:
             grad_scaler=scaler if scaler.is_enabled() else None,
         )
         self._replaces = False
-        while self._aside_later:
-            self._set_aside(self._aside_later.pop())
+        while self._left_behind:
+            path = self._left_behind.pop()
+            with writing(path):
+                path.unlink(missing_ok=True)
         if in_training:
             take_stepping(model, optimizer, weights)
 
     def save_best(self, model: LightVideoInpaint, train_kwargs: dict[str, Any]) -> None:
-        """Write the best model so far.
+        """Write the best model so far, once this run has a checkpoint.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self._keep_older_run()
+        assert self._goes_on, "an older run's files have these names"
         save_model(self.best_model, model, train_kwargs)
 
     def save_epoch(self, model: LightVideoInpaint, train_kwargs: dict[str, Any], epoch: int) -> None:
-        """Write an epoch's model, which stays.
+        """Write an epoch's model, which stays, once this run has a checkpoint.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self._keep_older_run()
+        assert self._goes_on, "an older run's files have these names"
         save_model(self.best_model.with_suffix(f"{_EPOCH_SUFFIX}{epoch:04d}.pth"), model, train_kwargs)
 
     def _keep_older_run(self) -> None:
-        """Move an older run's files aside, or remove them, before this run's first save takes their names.
+        """Give an older run's files names that stay, before this run's first checkpoint; then they lose their own.
 
-        Its last whole checkpoint stays until there is a new one, as the run may have been begun from it.
+        So whatever ends the run before that checkpoint is whole leaves the older run as it was, to begin from again.
         """
         if self._goes_on:
             return
-        self._goes_on = True
+        self._goes_on = self._replaces = True
         name = self.best_model.name.removesuffix(".pth")
         epochs = sorted(self.best_model.parent.glob(f"{glob.escape(name)}{_EPOCH_SUFFIX}[0-9]*.pth"))
-        if self._replaces:
-            self._aside_later.append(self.previous)
-        else:
-            self._set_aside(self.previous)
-        for path in (self.best_model, *epochs):
-            self._set_aside(path)
-        if self.checkpoint.exists() and self._backup:
-            kept = self._kept(self.checkpoint)
-            with writing(kept):
-                content = self.checkpoint.read_bytes()
-            write_file(kept, content)
-            self._report.say(f"{self.checkpoint.name} of the older run is kept as {kept.name}")
-        self._replaces = True
-
-    def _set_aside(self, path: Path) -> None:
-        if path.exists() and not self._backup:
-            with writing(path):
-                path.unlink()
-        elif path.exists():
-            kept = self._kept(path)
-            with writing(kept):
-                path.replace(kept)
-            self._report.say(f"{path.name} of the older run is kept as {kept.name}")
+        self._left_behind = [path for path in (self.previous, self.best_model, *epochs) if path.exists()]
+        if self._backup:
+            checkpoint = [self.checkpoint] if self.checkpoint.exists() else []
+            for path in (*checkpoint, *self._left_behind):
+                kept = self._kept(path)
+                _name_too(path, kept)
+                self._report.say(f"{path.name} of the older run is kept as {kept.name}")
 
     def _kept(self, path: Path) -> Path:
         return path.with_name(f"{path.name.removesuffix('.pth')}.{self._started}{KEPT_SUFFIX}")
@@ -212,6 +199,17 @@ def load_last(model_dir: Path, name: str | None, report: Report) -> tuple[Path, 
         content = load_checkpoint(previous)
         report.warn(f"{error}; going on from the one before, {previous.name}")
         return previous, content
+
+
+def _name_too(path: Path, other: Path) -> None:
+    """Give a file another name too, which keeps its content when the first is replaced."""
+    with writing(other):
+        try:
+            other.hardlink_to(path)
+            return
+        except OSError:  # not on this file system
+            content = path.read_bytes()
+    write_file(other, content)
 
 
 def take_stepping(

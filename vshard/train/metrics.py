@@ -49,7 +49,7 @@ METRICS: dict[str, Metric] = {
     "lpips_frame": Metric("LPIPS of the whole frame", "", 4, False),
     "temporal_hole": Metric("temporal error in the hole", "of 255", 2, False),
     "psnr_hole_first": Metric("PSNR in the hole, first frame", "dB", 2, True),
-    "psnr_hole_middle": Metric("PSNR in the hole, middle frames", "dB", 2, True),
+    "psnr_hole_middle": Metric("PSNR in the hole, the two middle frames", "dB", 2, True),
     "psnr_hole_last": Metric("PSNR in the hole, last frame", "dB", 2, True),
 }
 

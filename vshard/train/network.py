@@ -48,6 +48,8 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
     _NAME: _SIZES["small"],
     **{f"{_NAME}_{size}": _SIZES[size] for size in ("small", "medium", "large")},
 }
+# For whoever has no GPU.
+CPU_ARCH = "narrow"
 
 _WINDOW = 16
 _WINDOW_HALF_SIZE = 8

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..base.devices import CPU, choose_device
-from ..base.errors import OptionError
+from ..base.errors import OptionError, VshardError, WorkerError
 
 _Value = TypeVar("_Value")
 
@@ -87,6 +87,7 @@ def join_ranks(gpu: int | None) -> Iterator[Ranks]:
     ``gpu``: as for one process; on several, None gives each the GPU of its local rank, or the CPU where there is none.
 
     Raises:
+        WorkerError: another of the processes died.
         OptionError: that GPU is not there, or one is named for several processes, or there are too few.
     """
     count = _environment("WORLD_SIZE", 1)
@@ -104,6 +105,13 @@ def join_ranks(gpu: int | None) -> Iterator[Ranks]:
     dist.init_process_group(_backends(device))
     try:
         yield Ranks(dist.get_rank(), count, device)
+    except RuntimeError as error:
+        if isinstance(error, VshardError) or not _is_of_lost_rank(error):
+            raise
+        raise WorkerError(
+            f"another of the {count} processes that train as one ended; see what it told; the same command with "
+            "--resume goes on"
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -113,6 +121,10 @@ def _backends(device: torch.device) -> str:
     if device.type != "cuda":
         return "gloo"
     return f"cpu:gloo,cuda:{'nccl' if dist.is_nccl_available() else 'gloo'}"
+
+
+def _is_of_lost_rank(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _environment(name: str, default: int) -> int:

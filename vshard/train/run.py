@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..base.errors import CheckpointError, VshardError
+from ..base.errors import CheckpointError, DatasetError, VshardError
 from ..base.files import make_folder
 from ..base.locks import only_one
 from ..base.memory import keep_freed_memory
@@ -47,6 +47,7 @@ from .keeping import (
     load_last,
     take_stepping,
 )
+from .network import ARCHITECTURES, CPU_ARCH
 from .optimize import is_schedule_free, rate_of, set_rates, set_training, take_state
 from .plan import TrainOptions
 from .progress import Progress, Trained
@@ -61,6 +62,9 @@ EVAL_FOLDER = "eval"
 LOCK_FILE = ".vshard.lock"
 _REPORT_EVERY_SECONDS = 1.0
 _METRICS_EVERY_SECONDS = 5.0
+_STOPPING = (
+    "stopping: the step under way is finished and saved first; a second Ctrl-C loses what is not saved"
+)
 _WEIGHTS_ONLY = "take its weights only with --resume --reset-state"
 
 
@@ -80,16 +84,17 @@ def train(options: TrainOptions, report: Report) -> Trained | None:
     """
     keep_freed_memory()
     with (
-        stop_request() as request,
         join_ranks(options.gpu) as ranks,
+        stop_request(lambda: report.warn(_STOPPING) if ranks.is_first else None) as request,
         telling_dead_workers(),
         ExitStack() as locked,
     ):
         # A checkpoint is read under the lock: else another run may write the next one meanwhile.
-        if options.resume and options.model_dir.is_dir():
+        there = options.resume and options.model_dir.is_dir()
+        if there:
             _lock(options.model_dir, ranks, locked)
         run = _Run(options, report if ranks.is_first else Warnings(report, ranks.number), request, ranks)
-        if not options.resume:
+        if not there:
             _lock(make_folder(options.model_dir), ranks, locked)
         run.begin()
         trained = run.train()
@@ -173,6 +178,14 @@ class _Run:
             f"{len(self.train_split)} records to train on{left}, {len(self.eval_split)} to evaluate on; "
             f"{self.model.name}, {parameters:.2f} M parameters{against}, on {self.ranks.device}{among}"
         )
+        if (
+            self.ranks.device.type == "cpu"
+            and self.model.kwargs["base_dim"] > ARCHITECTURES[CPU_ARCH]["base_dim"]
+        ):
+            report.say(
+                "on a CPU a sample of this network takes seconds; for trying things there are "
+                f"--arch {CPU_ARCH} and --loss psnr"
+            )
         if self.loss.source is not None:
             report.say(f"--loss {self.loss.name} compares by {self.loss.source}")
         if self.last_epoch != options.max_epoch:
@@ -183,7 +196,8 @@ class _Run:
         train_loss = None
         if self.progress.epoch > self.last_epoch:
             self.report.say(
-                f"all {self.last_epoch} epochs are done; raise --max-epoch, or start over with --reset-state"
+                f"all {self.last_epoch} epochs are done; raise --max-epoch, or train these "
+                "weights anew, from epoch 1, with --reset-state"
             )
         while self.progress.epoch <= self.last_epoch:
             started = time.monotonic()
@@ -193,11 +207,13 @@ class _Run:
             eval_loss = self._end_of_epoch(epoch)
             self.progress = Progress(epoch + 1, best_loss=self.progress.best_loss)
             train_loss = self.stream.end_epoch(self.ranks.gather)
-            # First, so that a kill between the two loses no epoch's line: it is told again.
             seconds = time.monotonic() - started
             whole = seconds + trained_seconds * (1 / left_of_it - 1) if left_of_it else seconds
-            self._log(epoch, train_loss, eval_loss, seconds, whole)
-            self._save()
+            # Told first: a kill between the two loses no epoch's line. And saved though it cannot be told.
+            try:
+                self._log(epoch, train_loss, eval_loss, seconds, whole)
+            finally:
+                self._save()
         self.report.finish()
         if self.history is not None:
             self.history.close()
@@ -235,38 +251,39 @@ class _Run:
         self._set_rates()
         self.report.start(f"epoch {self.progress.epoch}/{self.last_epoch}", len(self.stream.plan), "samples")
         clock = Clock(self.stream.position)
+        # Of an epoch that is resumed there may be holes in what is behind.
+        holes = self.stream.position > 0
         for sample in clock.waiting(self.stream):
+            holes = holes or bool(sample.hole.any())
             x, mask, y = finish(sample, self.ranks.device)
             if self.steps.add(x, mask, y, position=sample.position, weight=sample.weight):
                 self._set_rates()
                 self._after_step(clock)
+            else:
+                self._tell(clock)
         if self.steps.finish():
             self._after_step(clock)
         self._note_losses()
-        failed, some = self.ranks.any([self.progress.not_finite > NOT_FINITE_MAX, self.stream.has_losses])
+        failed, some, holes = self.ranks.any(
+            [self.progress.not_finite > NOT_FINITE_MAX, self.stream.has_losses, holes]
+        )
+        if not some and not self.progress.not_finite:
+            raise DatasetError(
+                f"{self.train_split.root}: of epoch {self.progress.epoch} not one sample could be read; see what is "
+                f"wrong with: vshard verify {self.train_split.root}"
+            )
         if failed or not some:
             raise self._hopeless()
+        if not holes:
+            self.report.warn(
+                f"{self.train_split.root}: no sample of epoch {self.progress.epoch} had a hole to fill; check its masks"
+            )
         self.report.advance(len(self.stream.plan), f"loss {self.stream.mean_loss:.5f}")
 
     def _after_step(self, clock: Clock) -> None:
         """Tell how it goes, save when it is time, stop when somebody asked for it."""
-        now, options = time.monotonic(), self.options
-        if now - clock.reported >= _REPORT_EVERY_SECONDS:
-            clock.reported = now
-            self._note_losses()
-            loss = self.stream.mean_loss
-            self.report.advance(
-                self.stream.position,
-                f"loss {loss:.5f}, rate {rate_of(self.optimizer):.1e}, {clock.speed(self.stream.position):.1f}/s, "
-                f"{clock.wait_share:.0%} waiting for data",
-            )
-            if self.history is not None and now - clock.noted >= _METRICS_EVERY_SECONDS:
-                clock.noted = now
-                epoch, position = self.progress.epoch, self.stream.position
-                speed, waited, judged = clock.speed(position), clock.wait_share, self.steps.discriminator_loss
-                moment = Moment(epoch, position, loss, rate_of(self.optimizer), speed, waited, judged)
-                self.history.note(moment, (epoch - 1) * len(self.stream.plan) + position)
-        progress = self.progress
+        self._tell(clock)
+        now, options, progress = time.monotonic(), self.options, self.progress
         save, stop, failed = self.ranks.any(
             [
                 now - clock.saved >= options.checkpoint_minutes * 60,
@@ -284,6 +301,25 @@ class _Run:
                 f"stopped in epoch {progress.epoch} after {self.stream.position} of {len(self.stream.plan)} samples, "
                 "all saved; the same command with --resume goes on from there"
             )
+
+    def _tell(self, clock: Clock) -> None:
+        """Tell how far the epoch is, if that was not told just now."""
+        now = time.monotonic()
+        if now - clock.reported < _REPORT_EVERY_SECONDS:
+            return
+        clock.reported = now
+        self._note_losses()
+        epoch, position, rate = self.progress.epoch, self.stream.position, rate_of(self.optimizer)
+        speed, waited, loss = clock.speed(position), clock.wait_share, self.stream.mean_loss
+        figures = f"rate {rate:.1e}, {speed:.3g}/s, {waited:.0%} waiting for data"
+        if not self.stream.has_losses:  # before the first step
+            self.report.advance(position, figures)
+            return
+        self.report.advance(position, f"loss {loss:.5f}, {figures}")
+        if self.history is not None and now - clock.noted >= _METRICS_EVERY_SECONDS:
+            clock.noted = now
+            moment = Moment(epoch, position, loss, rate, speed, waited, self.steps.discriminator_loss)
+            self.history.note(moment, (epoch - 1) * len(self.stream.plan) + position)
 
     def _hopeless(self) -> TrainingError:
         return TrainingError(
@@ -383,6 +419,8 @@ class _Run:
                 changed = f"--loss is {self.options.loss} now and was {stored[LOSS]['name']}"
             elif stored[LOSS].get(EVALUATED, self._evaluated()) != self._evaluated():
                 changed = f"{self.eval_split.root}: its records are others now"
+            elif not self.keeper.best_model.exists():
+                changed = f"{self.keeper.best_model} is not there"
             if changed is not None:
                 if np.isfinite(position.best_loss):
                     self.report.warn(f"{changed}: what was the best model so far counts no more")
