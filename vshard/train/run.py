@@ -264,10 +264,11 @@ class _Run:
         if self.steps.finish():
             self._after_step(clock)
         self._note_losses()
-        failed, some, holes = self.ranks.any(
-            [self.progress.not_finite > NOT_FINITE_MAX, self.stream.has_losses, holes]
+        bad = self.progress.not_finite
+        failed, spoilt, some, holes = self.ranks.any(
+            [bad > NOT_FINITE_MAX, bad > 0, self.stream.has_losses, holes]
         )
-        if not some and not self.progress.not_finite:
+        if not some and not spoilt:
             raise DatasetError(
                 f"{self.train_split.root}: of epoch {self.progress.epoch} not one sample could be read; see what is "
                 f"wrong with: vshard verify {self.train_split.root}"
@@ -322,9 +323,10 @@ class _Run:
             self.history.note(moment, (epoch - 1) * len(self.stream.plan) + position)
 
     def _hopeless(self) -> TrainingError:
+        bad = sum(self.ranks.gather(self.progress.not_finite))
         return TrainingError(
-            f"epoch {self.progress.epoch}: the loss was not a number {self.progress.not_finite} times; resume "
-            "from the last checkpoint with a smaller --learning-rate"
+            f"epoch {self.progress.epoch}: the loss was not a number {bad} times; resume from the last checkpoint with "
+            "a smaller --learning-rate"
         )
 
     def _note_losses(self) -> None:
