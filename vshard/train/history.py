@@ -150,13 +150,22 @@ def draw_losses(epochs: list[Epoch]) -> bytes:
     if judged:
         axes.plot(*zip(*judged, strict=True), marker="o", label="evaluation")
         best_epoch, best = min(judged, key=lambda one: one[1])
+        # Beside its point, where the picture goes on.
+        left, right = epochs[0].epoch, epochs[-1].epoch
+        aligned = "right" if best_epoch > (left + right) / 2 else "left"
         axes.annotate(
-            f"best {best:.5f}", (best_epoch, best), (0, -14), textcoords="offset points", ha="center"
+            f"best {best:.5f}", (best_epoch, best), (0, -14), textcoords="offset points", ha=aligned
         )
     if all(value > 0 for e in epochs for value in (e.train_loss, e.eval_loss) if value is not None):
         axes.set_yscale("log")
     rates = axes.twinx()
-    rates.plot([e.epoch for e in epochs], [e.learning_rate for e in epochs], color="0.8", zorder=0)
+    rate_lines = rates.plot(
+        [e.epoch for e in epochs],
+        [e.learning_rate for e in epochs],
+        color="0.8",
+        zorder=0,
+        label="learning rate",
+    )
     rates.set_ylabel("learning rate", color="0.5")
     rates.set_ylim(bottom=0)
     axes.set_zorder(rates.get_zorder() + 1)
@@ -164,7 +173,7 @@ def draw_losses(epochs: list[Epoch]) -> bytes:
     axes.set(xlabel="epoch", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+    axes.legend(handles=[*axes.get_lines(), *rate_lines])
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
