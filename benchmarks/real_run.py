@@ -7,6 +7,7 @@ videos aside, and varied copies of those to train on (`varied.py`); a model is t
 held-out ones, a table for each level. Every step is a command that is printed. Stopped, the same call goes on where it
 was; FOLDER keeps everything, pictures too. Depth is Parallax and masks are made without weights, so that nothing is
 downloaded. 6000 samples of the narrow network take about 80 minutes of two CPU cores, the records 15.
+--checkpoint-file goes on from the model of such a run, at a lower --learning-rate, say, and into another FOLDER.
 """
 
 from __future__ import annotations
