@@ -35,7 +35,7 @@ _EPOCH_SUFFIX = ".epoch"
 # the discriminator with all that it goes on from.
 PROGRESS, STREAM, STEPPING, AVERAGE, LOSS = "progress", "stream", "stepping_weights", "average", "loss"
 ADVERSARY = "adversary"
-# Within LOSS: which records it is evaluated on.
+# Which records the best loss is of.
 EVALUATED = "evaluated"
 
 
@@ -86,6 +86,7 @@ class Keeper:
         progress: Progress,
         stream: dict[str, Any],
         loss: dict[str, Any],
+        evaluated: str,
         average: dict[str, Any] | None,
         adversary: dict[str, Any] | None,
     ) -> None:
@@ -114,6 +115,7 @@ class Keeper:
                 STEPPING: weights,
                 AVERAGE: average,
                 LOSS: loss,
+                EVALUATED: evaluated,
                 ADVERSARY: adversary,
             },
             grad_scaler=scaler if scaler.is_enabled() else None,

@@ -419,7 +419,7 @@ class _Run:
             changed = None
             if stored[LOSS]["name"] != self.options.loss:
                 changed = f"--loss is {self.options.loss} now and was {stored[LOSS]['name']}"
-            elif stored[LOSS].get(EVALUATED, self._evaluated()) != self._evaluated():
+            elif stored.get(EVALUATED, self._evaluated()) != self._evaluated():
                 changed = f"{self.eval_split.root}: its records are others now"
             elif not self.keeper.best_model.exists():
                 changed = f"{self.keeper.best_model} is not there"
@@ -470,7 +470,8 @@ class _Run:
                 train_kwargs=self._train_kwargs(),
                 progress=self.progress,
                 stream=stream,
-                loss={"name": self.loss.name, "network": self.loss.source, EVALUATED: self._evaluated()},
+                loss={"name": self.loss.name, "network": self.loss.source},
+                evaluated=self._evaluated(),
                 average=self.average.state() if self.average is not None else None,
                 adversary=self.adversary.state() if self.adversary is not None else None,
             )
