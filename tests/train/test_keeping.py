@@ -21,6 +21,7 @@ from vshard.base.report import Silent
 from vshard.train import keeping, run
 from vshard.train.checkpoint import load_checkpoint, read_content
 from vshard.train.network import ARCHITECTURES
+from vshard.train.plan import TrainOptions
 from vshard.train.run import TrainingError, train
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -45,6 +46,13 @@ def dying(real: Callable[..., Any], at: int, *, after: bool) -> Callable[..., An
         raise KeyboardInterrupt
 
     return call
+
+
+def killed_at_first_save(wanted: TrainOptions) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeping, "save_checkpoint", dying(keeping.save_checkpoint, 1, after=False))
+        with pytest.raises(KeyboardInterrupt):
+            train(wanted, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +99,13 @@ def test_killed_while_files_are_written_and_resumed_equals_unbroken(
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one(
-    data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, whole: Path
 ) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-300])
     good = (tmp_path / PREVIOUS).read_bytes()
     more = options(data, tmp_path, resume=True, max_epoch=3)
-    with monkeypatch.context() as patch:
-        patch.setattr(keeping, "save_checkpoint", dying(keeping.save_checkpoint, 1, after=False))
-        with pytest.raises(KeyboardInterrupt):
-            train(more, Silent())
+    killed_at_first_save(more)
     assert (tmp_path / PREVIOUS).read_bytes() == good
     train(more, Silent())
     assert load_checkpoint(tmp_path / LAST)["last_epoch"] == 3
@@ -110,7 +115,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_whole_one(
 @pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("backup", [True, False])
 def test_a_reset_run_that_is_killed_at_its_first_save_begins_again(
-    data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, backup: bool, damaged: bool
+    data: Path, tmp_path: Path, whole: Path, backup: bool, damaged: bool
 ) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     if damaged:
@@ -119,10 +124,7 @@ def test_a_reset_run_that_is_killed_at_its_first_save_begins_again(
     wanted = options(
         data, tmp_path, resume=True, reset_state=True, disable_backup=not backup, seed=5, max_epoch=1, **SHORT
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(keeping, "save_checkpoint", dying(keeping.save_checkpoint, 1, after=False))
-        with pytest.raises(KeyboardInterrupt):
-            train(wanted, Silent())
+    killed_at_first_save(wanted)
     train(wanted, Silent())
     assert load_checkpoint(tmp_path / LAST)["train_kwargs"]["seed"] == 5
     kept = [path.read_bytes() for path in tmp_path.glob("*.pth.bk")]
@@ -143,10 +145,7 @@ def test_a_run_that_never_saves_leaves_the_older_one_as_it_was(
 
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     wanted = options(data, tmp_path, disable_backup=not backup, seed=5, max_epoch=1, **SHORT)
-    with monkeypatch.context() as patch:
-        patch.setattr(keeping, "save_checkpoint", dying(keeping.save_checkpoint, 1, after=False))
-        with pytest.raises(KeyboardInterrupt):
-            train(wanted, Silent())
+    killed_at_first_save(wanted)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
     assert len(before) == 3
     for kept in tmp_path.glob("*.bk"):

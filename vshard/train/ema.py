@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..base.errors import CheckpointError
 
 
 class Average:
@@ -57,3 +60,20 @@ class Average:
     def _give(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():
             parameter.copy_(weights[name])
+
+
+def take_average(
+    average: Average | None, state: dict[str, Any] | None, checkpoint: Path, advice: str
+) -> None:
+    """Let ``average`` go on from the ``state`` of a checkpoint; where one has none, the other must have none.
+
+    Raises:
+        CheckpointError: only one of them has; ``advice`` says what else to do.
+        KeyError, TypeError, RuntimeError: as :meth:`Average.load_state`.
+    """
+    if state is None and average is not None:
+        raise CheckpointError(f"{checkpoint}: was trained without --ema-model; leave it out, or {advice}")
+    if state is not None and average is None:
+        raise CheckpointError(f"{checkpoint}: was trained with --ema-model; give it, or {advice}")
+    if average is not None and state is not None:
+        average.load_state(state)

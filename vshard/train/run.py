@@ -32,7 +32,7 @@ from ..stream.split import open_dataset
 from ..stream.training import TrainingStream
 from .adversarial import adversary_for, take_adversary
 from .clock import Clock
-from .ema import Average
+from .ema import Average, take_average
 from .history import Epoch, History, Moment, check_tensorboard
 from .judge import judge
 from .keeping import (
@@ -413,16 +413,10 @@ class _Run:
             scaling = content["grad_scaler_state_dict"][0]
             if self.steps.scaler.is_enabled() and scaling:
                 self.steps.scaler.load_state_dict(scaling)
-            self._resume_average(checkpoint, stored[AVERAGE])
+            take_average(self.average, stored[AVERAGE], checkpoint, _WEIGHTS_ONLY)
             take_adversary(self.adversary, stored.get(ADVERSARY), checkpoint, _WEIGHTS_ONLY)
             stream_state = stored[STREAM]
-            changed = None
-            if stored[LOSS]["name"] != self.options.loss:
-                changed = f"--loss is {self.options.loss} now and was {stored[LOSS]['name']}"
-            elif stored.get(EVALUATED, self._evaluated()) != self._evaluated():
-                changed = f"{self.eval_split.root}: its records are others now"
-            elif not self.keeper.best_model.exists():
-                changed = f"{self.keeper.best_model} is not there"
+            changed = self._unlike_before(stored)
             if changed is not None:
                 if np.isfinite(position.best_loss):
                     self.report.warn(f"{changed}: what was the best model so far counts no more")
@@ -443,15 +437,16 @@ class _Run:
         if position.epoch <= self.last_epoch:
             self.report.say(f"going on with epoch {position.epoch}, sample {self.stream.position}")
 
-    def _resume_average(self, checkpoint: Path, state: dict[str, Any] | None) -> None:
-        if state is None and self.average is not None:
-            raise CheckpointError(
-                f"{checkpoint}: was trained without --ema-model; leave it out, or {_WEIGHTS_ONLY}"
-            )
-        if state is not None and self.average is None:
-            raise CheckpointError(f"{checkpoint}: was trained with --ema-model; give it, or {_WEIGHTS_ONLY}")
-        if self.average is not None and state is not None:
-            self.average.load_state(state)
+    def _unlike_before(self, stored: dict[str, Any]) -> str | None:
+        """Say why the best loss of a checkpoint's ``stored`` entries is no measure for this run's, None if it is."""
+        before = stored[LOSS]["name"]
+        if before != self.options.loss:
+            return f"--loss is {self.options.loss} now and was {before}"
+        if stored.get(EVALUATED, self._evaluated()) != self._evaluated():
+            return f"{self.eval_split.root}: its records are others now"
+        if not self.keeper.best_model.exists():
+            return f"{self.keeper.best_model} is not there"
+        return None
 
     def _save(self) -> None:
         """Write a checkpoint, of weights that are numbers."""
