@@ -6,10 +6,13 @@ is sent. Python values and flags go over gloo on the CPU, gradients over what su
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
@@ -102,11 +105,15 @@ def join_ranks(gpu: int | None) -> Iterator[Ranks]:
     if gpu is None and torch.cuda.device_count():
         device = choose_device(_environment("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
+    # First imported by the network that is spread, its functions' defaults would keep the group to Python's end.
+    import_module("torch.distributed.nn")
     dist.init_process_group(_backends(device))
     try:
         yield Ranks(dist.get_rank(), count, device)
-    except RuntimeError as error:
-        if isinstance(error, VshardError) or not _is_of_lost_rank(error):
+    except BaseException as error:
+        # Of what was under way nothing but the lines is needed, and it holds the group.
+        traceback.clear_frames(error.__traceback__)
+        if not _is_of_lost_rank(error):
             raise
         raise WorkerError(
             f"another of the {count} processes that train as one ended; see what it told; the same command with "
@@ -114,6 +121,9 @@ def join_ranks(gpu: int | None) -> Iterator[Ranks]:
         ) from error
     finally:
         dist.destroy_process_group()
+        # The group's threads end with the last that holds it. Left to Python's own end, one that still has a tensor in
+        # hand aborts the process.
+        gc.collect()
 
 
 def _backends(device: torch.device) -> str:
@@ -123,7 +133,9 @@ def _backends(device: torch.device) -> str:
     return f"cpu:gloo,cuda:{'nccl' if dist.is_nccl_available() else 'gloo'}"
 
 
-def _is_of_lost_rank(error: RuntimeError) -> bool:
+def _is_of_lost_rank(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError) or isinstance(error, VshardError):
+        return False
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 

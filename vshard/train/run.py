@@ -89,16 +89,25 @@ def train(options: TrainOptions, report: Report) -> Trained | None:
         telling_dead_workers(),
         ExitStack() as locked,
     ):
-        # A checkpoint is read under the lock: else another run may write the next one meanwhile.
-        there = options.resume and options.model_dir.is_dir()
-        if there:
-            _lock(options.model_dir, ranks, locked)
-        run = _Run(options, report if ranks.is_first else Warnings(report, ranks.number), request, ranks)
-        if not there:
-            _lock(make_folder(options.model_dir), ranks, locked)
-        run.begin()
-        trained = run.train()
+        trained = _train(
+            options, report if ranks.is_first else Warnings(report, ranks.number), request, ranks, locked
+        )
         return trained if ranks.is_first else None
+
+
+def _train(
+    options: TrainOptions, report: Report, request: StopRequest, ranks: Ranks, locked: ExitStack
+) -> Trained:
+    """Train as one of ``ranks``; on return nothing is held of the network that is spread over them."""
+    # A checkpoint is read under the lock: else another run may write the next one meanwhile.
+    there = options.resume and options.model_dir.is_dir()
+    if there:
+        _lock(options.model_dir, ranks, locked)
+    run = _Run(options, report, request, ranks)
+    if not there:
+        _lock(make_folder(options.model_dir), ranks, locked)
+    run.begin()
+    return run.train()
 
 
 def _lock(model_dir: Path, ranks: Ranks, locked: ExitStack) -> None:
