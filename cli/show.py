@@ -98,13 +98,12 @@ def command(
 def _of_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Give the stream's state in a checkpoint, and what the training was told of its samples."""
     from vshard.base.errors import CheckpointError
-    from vshard.train.checkpoint import load_checkpoint
-    from vshard.train.keeping import STREAM
+    from vshard.train.checkpoint import OURS, STREAM, load_checkpoint
 
     content = load_checkpoint(path)
     kinds = {"seed": int, "num_samples": int, "disable_hard_example": bool}
     try:
-        stored, kwargs = content["vshard"], content["train_kwargs"]
+        stored, kwargs = content[OURS], content["train_kwargs"]
         if not isinstance(stored, dict) or not isinstance(kwargs, dict):
             raise TypeError("no names in it")
         state, told = stored[STREAM], {name: kwargs[name] for name in kinds}

@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, data: Path, *, stream: Any = None, told: Any = 
     position = TrainingStream(open_split(data / "train"), StreamOptions(71, draws=5), Silent()).state_dict()
     save_checkpoint(
         path, model, create_optimizer("adamw", model), train_kwargs=OPTIONS if told is None else told, best_loss=1.0,
-        last_epoch=0, progress={"stream": position if stream is None else stream},
+        last_epoch=0, ours={"stream": position if stream is None else stream},
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def saved(model: LightVideoInpaint, tmp_path: Path) -> Path:
 
 
 def write_checkpoint(path: Path, model: LightVideoInpaint, name: str = "adamw", **changes: Any) -> None:
-    values = {"train_kwargs": TRAIN_KWARGS, "best_loss": 0.125, "last_epoch": 3, "progress": {"drawn": 7}}
+    values = {"train_kwargs": TRAIN_KWARGS, "best_loss": 0.125, "last_epoch": 3, "ours": {"drawn": 7}}
     save_checkpoint(path, model, create_optimizer(name, model), **{**values, **changes})
 
 
@@ -158,7 +158,7 @@ def test_resumed_training_equals_unbroken_training(
     # radam_schedulefree leaves the weights alone for five steps.
     for _ in range(4):
         step(model, optimizer)
-    save_checkpoint(path, model, optimizer, train_kwargs={}, best_loss=1.0, last_epoch=1, progress={})
+    save_checkpoint(path, model, optimizer, train_kwargs={}, best_loss=1.0, last_epoch=1, ours={})
     for _ in range(4):
         step(model, optimizer)
 
@@ -178,7 +178,7 @@ def test_a_schedule_free_optimizer_must_leave_training_mode_first(
     set_training(optimizer, True)
     with pytest.raises(AssertionError, match="set_training"):
         save_checkpoint(
-            tmp_path / "x.pth", model, optimizer, train_kwargs={}, best_loss=1.0, last_epoch=1, progress={}
+            tmp_path / "x.pth", model, optimizer, train_kwargs={}, best_loss=1.0, last_epoch=1, ours={}
         )
 
 

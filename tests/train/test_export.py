@@ -51,7 +51,7 @@ def write_checkpoint(
     state = kept.state() if kept is not None else None
     save_checkpoint(
         path, model, optimizer, train_kwargs={"sources": ["a aa"], "optimizer": optimizer_name}, best_loss=0.1,
-        last_epoch=1, progress={"average": state},
+        last_epoch=1, ours={"average": state},
     )  # fmt: skip
     if kept is not None:
         model.load_state_dict(kept.state()["weights"])

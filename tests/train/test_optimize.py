@@ -13,7 +13,6 @@ from golden_inputs import GOLDEN, std_weights, video
 from torch import Tensor, nn
 
 from vshard.base.errors import OptionError
-from vshard.train.keeping import take_stepping
 from vshard.train.network import ARCHITECTURES, create
 from vshard.train.optimize import (
     OPTIMIZERS,
@@ -24,6 +23,7 @@ from vshard.train.optimize import (
     set_rates,
     set_training,
     take_state,
+    take_stepping,
     warmup_steps,
 )
 from vshard.train.plan import TrainOptions

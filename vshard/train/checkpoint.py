@@ -36,7 +36,12 @@ _TRAINING_ENTRIES = {
     "last_epoch": int,
 }
 # Our own entry of a checkpoint; the original knows nothing of it.
-_PROGRESS_KEY = "vshard"
+OURS = "vshard"
+# Its parts: how far the run has come, its stream's position, the weights that a schedule-free optimizer takes gradients
+# at, the moving average of weights, what the loss is and which network it compares by, the discriminator with all that
+# it goes on from, and which records the best loss is of.
+PROGRESS, STREAM, STEPPING, AVERAGE, LOSS = "progress", "stream", "stepping_weights", "average", "loss"
+ADVERSARY, EVALUATED = "adversary", "evaluated"
 
 
 def save_model(path: Path, model: LightVideoInpaint, train_kwargs: dict[str, Any] | None = None) -> None:
@@ -61,7 +66,7 @@ def save_checkpoint(
     train_kwargs: dict[str, Any],
     best_loss: float,
     last_epoch: int,
-    progress: dict[str, Any],
+    ours: dict[str, Any],
     grad_scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write all that training needs to go on; a schedule-free optimizer must be out of training mode.
@@ -73,7 +78,7 @@ def save_checkpoint(
         train_kwargs: the options of the training, plain values.
         best_loss: the lowest evaluation loss so far.
         last_epoch: the last finished epoch, counted from 1.
-        progress: plain values and tensors of our own, such as the position in the stream.
+        ours: plain values and tensors of our own, such as the position in the stream.
         grad_scaler: the scaler of half-precision training, if one is in use.
 
     Raises:
@@ -87,7 +92,7 @@ def save_checkpoint(
         "grad_scaler_state_dict": [grad_scaler.state_dict() if grad_scaler else {}],
         "best_loss": best_loss,
         "last_epoch": last_epoch,
-        _PROGRESS_KEY: progress,
+        OURS: ours,
     }
     _write(path, content)
 
@@ -107,7 +112,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Returns:
         The dict that :func:`save_checkpoint` wrote: ``name``, ``kwargs``, ``train_kwargs``, ``state_dict``,
         ``optimizer_state_dict`` and ``grad_scaler_state_dict`` (lists of one), ``best_loss``, ``last_epoch``,
-        and ``vshard``, the progress: {} in a file of the original.
+        and ``vshard``, what ``ours`` was: {} in a file of the original.
 
     Raises:
         CheckpointError: as :func:`load_model`, or the file lacks the state of a training.
@@ -120,7 +125,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: holds weights but no state of a training (no {missing}), so it cannot be resumed; "
             "give a .checkpoint.pth file, or start anew from these weights"
         )
-    return {_PROGRESS_KEY: {}, **content}
+    return {OURS: {}, **content}
 
 
 def _model_content(model: LightVideoInpaint, train_kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from ..base.errors import CheckpointError, OptionError
 from ..base.files import check_output, write_file
 from . import products
-from .checkpoint import build_model, read_content, save_model
-from .keeping import AVERAGE
+from .checkpoint import AVERAGE, OURS, build_model, read_content, save_model
 from .network import CLIP_FRAMES, LightVideoInpaint
 
 ONNX_OPSET = 18
@@ -52,7 +51,7 @@ def open_model(path: Path) -> TrainedModel:
     """
     content = read_content(path)
     model = build_model(path, content)
-    stored = content.get("vshard")
+    stored = content.get(OURS)
     average = stored.get(AVERAGE) if isinstance(stored, dict) else None
     if average is not None:
         try:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..base.errors import CheckpointError
 from ..base.files import write_file, writing
@@ -20,23 +19,17 @@ from ..base.report import Report
 from .checkpoint import (
     CHECKPOINT_SUFFIX,
     KEPT_SUFFIX,
+    STEPPING,
     load_checkpoint,
     save_checkpoint,
     save_model,
 )
 from .network import LightVideoInpaint
-from .optimize import is_schedule_free, set_training
+from .optimize import is_schedule_free, set_training, take_stepping
 from .progress import Progress
 
 PREVIOUS_SUFFIX = ".checkpoint.previous.pth"
 _EPOCH_SUFFIX = ".epoch"
-# Checkpoint entries of ours: how far the run has come, its stream's position, the weights that a schedule-free
-# optimizer takes gradients at, the moving average of weights, what the loss is and which network it compares by, and
-# the discriminator with all that it goes on from.
-PROGRESS, STREAM, STEPPING, AVERAGE, LOSS = "progress", "stream", "stepping_weights", "average", "loss"
-ADVERSARY = "adversary"
-# Which records the best loss is of.
-EVALUATED = "evaluated"
 
 
 class Keeper:
@@ -84,13 +77,11 @@ class Keeper:
         *,
         train_kwargs: dict[str, Any],
         progress: Progress,
-        stream: dict[str, Any],
-        loss: dict[str, Any],
-        evaluated: str,
-        average: dict[str, Any] | None,
-        adversary: dict[str, Any] | None,
+        ours: dict[str, Any],
     ) -> None:
         """Write the checkpoint without changing a bit of what the next step starts from.
+
+        ``ours``: our entry of it, see :meth:`.run_state.RunState.entry`.
 
         Raises:
             OutputError: it cannot be written.
@@ -109,15 +100,7 @@ class Keeper:
             train_kwargs=train_kwargs,
             best_loss=progress.best_loss,
             last_epoch=progress.epoch - 1,
-            progress={
-                PROGRESS: progress.plain(),
-                STREAM: stream,
-                STEPPING: weights,
-                AVERAGE: average,
-                LOSS: loss,
-                EVALUATED: evaluated,
-                ADVERSARY: adversary,
-            },
+            ours={**ours, STEPPING: weights},
             grad_scaler=scaler if scaler.is_enabled() else None,
         )
         self._replaces = False
@@ -212,17 +195,3 @@ def _name_too(path: Path, other: Path) -> None:
         except OSError:  # not on this file system
             content = path.read_bytes()
     write_file(other, content)
-
-
-def take_stepping(
-    model: LightVideoInpaint, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]
-) -> None:
-    """Put back the weights that a schedule-free optimizer steps from: going there and back is not exact.
-
-    Raises:
-        KeyError, RuntimeError: ``weights`` are not those of ``model``.
-    """
-    set_training(optimizer, True)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])

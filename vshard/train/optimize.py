@@ -230,6 +230,18 @@ def take_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
+def take_stepping(model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor]) -> None:
+    """Put back the weights that a schedule-free optimizer steps from: going there and back is not exact.
+
+    Raises:
+        KeyError, RuntimeError: ``weights`` are not those of ``model``.
+    """
+    set_training(optimizer, True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
 def _check_kept(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Refuse what a step would stumble over, or read beyond: fused ones trust the sizes.
 

@@ -7,7 +7,6 @@ as one: each takes its share of the samples, the first one speaks and writes.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..base.errors import CheckpointError, DatasetError, VshardError
+from ..base.errors import DatasetError, VshardError
 from ..base.files import make_folder
 from ..base.locks import only_one
 from ..base.memory import keep_freed_memory
@@ -30,28 +29,18 @@ from ..stream.loader import Rank, evaluation_loader, telling_dead_workers
 from ..stream.samples import finish
 from ..stream.split import open_dataset
 from ..stream.training import TrainingStream
-from .adversarial import adversary_for, take_adversary
+from .adversarial import adversary_for
 from .clock import Clock
-from .ema import Average, take_average
+from .ema import Average
 from .history import Epoch, History, Moment, check_tensorboard
 from .judge import judge
-from .keeping import (
-    ADVERSARY,
-    AVERAGE,
-    EVALUATED,
-    LOSS,
-    PROGRESS,
-    STEPPING,
-    STREAM,
-    Keeper,
-    load_last,
-    take_stepping,
-)
+from .keeping import Keeper, load_last
 from .network import ARCHITECTURES, CPU_ARCH
-from .optimize import is_schedule_free, rate_of, set_rates, set_training, take_state
+from .optimize import is_schedule_free, rate_of, set_rates, set_training
 from .plan import TrainOptions
 from .progress import Progress, Trained
 from .ranks import Ranks, join_ranks
+from .run_state import RunState
 from .schedule import adjusted_max_epoch
 from .sources import SOURCES, sources_of_run
 from .steps import StepOptions, Steps
@@ -65,7 +54,6 @@ _METRICS_EVERY_SECONDS = 5.0
 _STOPPING = (
     "stopping: the step under way is finished and saved first; a second Ctrl-C loses what is not saved"
 )
-_WEIGHTS_ONLY = "take its weights only with --resume --reset-state"
 
 
 class TrainingError(VshardError, ArithmeticError):
@@ -149,6 +137,7 @@ class _Run:
         self.rank = Rank(ranks.number, ranks.count)
         self.cache = cache_for(options.data_dir, options.cache_limit)
         self.stream = TrainingStream(self.train_split, options.stream(self.rank, self.cache), report)
+        self.state = RunState(options, self.steps, self.stream, self.average, self.loss, self.eval_split)
         self.progress = Progress()
         self.keeper = Keeper(
             options.model_dir,
@@ -169,7 +158,9 @@ class _Run:
         if self.ranks.is_first:
             self.history = History(options.model_dir, tensorboard=options.tensorboard)
         if self.goes_on and self.last is not None:
-            self._resume(*self.last)
+            self.progress = self.state.take(*self.last, self.keeper.best_model, report.warn)
+            if self.progress.epoch <= self.last_epoch:
+                report.say(f"going on with epoch {self.progress.epoch}, sample {self.stream.position}")
         elif not options.resume:
             self.keeper.warn_of_older_run()
         source = self.last[0] if self.last is not None else options.checkpoint_file
@@ -406,57 +397,6 @@ class _Run:
         self.model.train(training)
         set_training(self.optimizer, training)
 
-    def _resume(self, checkpoint: Path, content: dict[str, Any]) -> None:
-        """Take optimizer and position from the last checkpoint."""
-        stored = content["vshard"]
-        try:
-            if content["train_kwargs"]["optimizer"] != self.options.optimizer:
-                raise CheckpointError(
-                    f"{checkpoint}: was trained with --optimizer {content['train_kwargs']['optimizer']}; give "
-                    "the same, or --reset-state to take the weights only"
-                )
-            take_state(self.optimizer, content["optimizer_state_dict"][0])
-            position = Progress.from_plain(stored[PROGRESS])
-            if stored[STEPPING]:
-                take_stepping(self.model, self.optimizer, stored[STEPPING])
-            scaling = content["grad_scaler_state_dict"][0]
-            if self.steps.scaler.is_enabled() and scaling:
-                self.steps.scaler.load_state_dict(scaling)
-            take_average(self.average, stored[AVERAGE], checkpoint, _WEIGHTS_ONLY)
-            take_adversary(self.adversary, stored.get(ADVERSARY), checkpoint, _WEIGHTS_ONLY)
-            stream_state = stored[STREAM]
-            changed = self._unlike_before(stored)
-            if changed is not None:
-                if np.isfinite(position.best_loss):
-                    self.report.warn(f"{changed}: what was the best model so far counts no more")
-                position = replace(position, best_loss=float("inf"))
-        except CheckpointError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{checkpoint}: holds no position to go on from ({error}); {_WEIGHTS_ONLY}"
-            ) from error
-        try:
-            self.stream.load_state_dict(stream_state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{checkpoint}: {error}; {_WEIGHTS_ONLY}") from error
-        if not self.stream.position:  # the data may have changed
-            position = Progress(position.epoch, best_loss=position.best_loss)
-        self.progress = position
-        if position.epoch <= self.last_epoch:
-            self.report.say(f"going on with epoch {position.epoch}, sample {self.stream.position}")
-
-    def _unlike_before(self, stored: dict[str, Any]) -> str | None:
-        """Say why the best loss of a checkpoint's ``stored`` entries is no measure for this run's, None if it is."""
-        before = stored[LOSS]["name"]
-        if before != self.options.loss:
-            return f"--loss is {self.options.loss} now and was {before}"
-        if stored.get(EVALUATED, self._evaluated()) != self._evaluated():
-            return f"{self.eval_split.root}: its records are others now"
-        if not self.keeper.best_model.exists():
-            return f"{self.keeper.best_model} is not there"
-        return None
-
     def _save(self) -> None:
         """Write a checkpoint, of weights that are numbers."""
         self._note_losses()
@@ -465,7 +405,7 @@ class _Run:
                 f"epoch {self.progress.epoch}: the weights are no longer numbers, so they are not saved; resume from "
                 "the last checkpoint, or start anew, with a smaller --learning-rate"
             )
-        stream = self.stream.state_dict(self.ranks.gather)
+        ours = self.state.entry(self.progress, self.ranks.gather)
         if self.ranks.is_first:
             self.keeper.save(
                 self.model,
@@ -473,17 +413,8 @@ class _Run:
                 self.steps.scaler,
                 train_kwargs=self._train_kwargs(),
                 progress=self.progress,
-                stream=stream,
-                loss={"name": self.loss.name, "network": self.loss.source},
-                evaluated=self._evaluated(),
-                average=self.average.state() if self.average is not None else None,
-                adversary=self.adversary.state() if self.adversary is not None else None,
+                ours=ours,
             )
-
-    def _evaluated(self) -> str:
-        """Say which records evaluation is over."""
-        keys = "\n".join(sorted(map(str, self.eval_split.keys.tolist())))
-        return hashlib.blake2b(keys.encode(), digest_size=8).hexdigest()
 
     def _train_kwargs(self) -> dict[str, Any]:
         """Say what this run is, for the record."""

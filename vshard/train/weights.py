@@ -10,8 +10,7 @@ import torch
 
 from ..base.errors import CheckpointError
 from ..base.seeds import derived_seed
-from .checkpoint import build_model, load_model
-from .keeping import LOSS
+from .checkpoint import LOSS, OURS, build_model, load_model
 from .losses import Loss, NetworkOptions, loss_by_name
 from .network import LightVideoInpaint, create
 from .plan import DEFAULT_ARCH, TrainOptions
@@ -56,7 +55,7 @@ def loss_of_run(
     Raises:
         VshardError: as :func:`.losses.loss_by_name`.
     """
-    stored = last[1]["vshard"] if last is not None else {}
+    stored = last[1][OURS] if last is not None else {}
     told = stored.get(LOSS) if isinstance(stored, dict) else None
     network = told.get("network") if isinstance(told, dict) and told.get("name") == options.loss else None
     stored_network = network if isinstance(network, str) else None
