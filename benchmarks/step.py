@@ -1,18 +1,21 @@
 """How long does a training step take, and how much memory, against plain eager code for the same network and loss?
 
     python benchmarks/step.py [--arch small] [--size 256] [--rounds 3] [--device cpu] [--amp bf16] [--compile]
-        [--keep-memory]
+        [--memory own|kept|freed]
 
 Forward, loss (temporal_l1), backward and AdamW on one sample of 12 frames. Plain is the network written out in a
-straightforward way (channels first, LayerNorm over windows, a convolution over tokens), with the same weights; the two
-take turns in one process, after outputs and gradients have been compared. On the CPU, times are those that passed and
-those of the processors, on all threads and on one; memory is what two steps in a fresh process add to it.
---keep-memory lets both keep what they free for their next step. --compile adds a third, ours through torch.compile.
+straightforward way (channels first, LayerNorm over windows, a convolution over tokens), with the same weights; outputs
+and gradients are compared first. Each has a process of its own, and they take turns. On the CPU, times are those that
+passed and those of the processors, on all threads and on one; memory is what the first two steps add to the process.
+With --memory own each step finds memory as it would in use: ours keeps what it frees for the next step, as `vshard
+train` does, plain gives it back, as PyTorch does; kept and freed: both keep it, or neither. --compile adds a third,
+ours through torch.compile.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -31,11 +34,13 @@ from vshard.base.memory import keep_freed_memory
 from vshard.train.losses import loss_by_name
 from vshard.train.network import ARCHITECTURES, create
 from vshard.train.optimize import create_optimizer
-from vshard.train.steps import AMP_FLOATS, mixed
+from vshard.train.plan import AMP_FLOATS
+from vshard.train.steps import mixed
 
 Step = Callable[[], None]
 Sample = tuple[Tensor, Tensor, Tensor]
 WAYS = ("ours", "plain")
+MEMORY = ("own", "kept", "freed")
 MIB = 1 << 20
 TOLERANCE = 1e-3
 
@@ -174,19 +179,16 @@ def create_step(
     return step
 
 
-def build(
-    ways: tuple[str, ...], arch: str, sample: Sample, amp: torch.dtype | None
-) -> dict[str, tuple[nn.Module, Step]]:
+def amp_type(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, AMP_FLOATS[name])
+
+
+def build(way: str, arch: str, device: str) -> nn.Module:
     torch.manual_seed(1)
     weights = create(arch).state_dict()
-    built = {}
-    for way in ways:
-        model = PlainNetwork(**ARCHITECTURES[arch]) if way == "plain" else create(arch)
-        model.load_state_dict(weights)
-        model.to(sample[0].device)
-        network = torch.compile(model) if way == "compiled" else model
-        built[way] = (model, create_step(model, network, sample, amp))
-    return built
+    model = PlainNetwork(**ARCHITECTURES[arch]) if way == "plain" else create(arch)
+    model.load_state_dict(weights)
+    return model.to(device)
 
 
 def seconds_of(step: Step, device: str) -> tuple[float, float]:
@@ -200,37 +202,80 @@ def seconds_of(step: Step, device: str) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - worked
 
 
-def compare(built: dict[str, tuple[nn.Module, Step]], sample: Sample, amp: torch.dtype | None) -> None:
+def compare(models: dict[str, nn.Module], sample: Sample, amp: torch.dtype | None) -> None:
     """Print how far frames and gradients (of the mean square) lie from plain code's; end if float32 on the CPU strays.
 
     Not of the loss: the gradient of a difference's size turns where the difference is nothing.
     """
     x, mask, _ = sample
     outs, gradients = {}, {}
-    for way, (model, _) in built.items():
+    for way, model in models.items():
         with mixed(x.device, amp):
             out = model(*model.preprocess(x, mask)).float()
         torch.autograd.backward(out.square().mean())
         outs[way] = out.detach()
         gradients[way] = {key: p.grad.double() for key, p in model.named_parameters()}
-        model.zero_grad(set_to_none=True)
     exact = gradients["plain"]
-    for way in built.keys() - {"plain"}:
-        off = {key: float((gradients[way][key] - g).norm() / g.norm()) for key, g in exact.items()}
-        worst = max(off, key=lambda key: off[key])
-        apart = (outs[way] - outs["plain"]).abs().max().item() / outs["plain"].abs().max().item()
-        print(
-            f"  {way:9} frames {apart:.1e} of the largest value from plain; gradients up to {off[worst]:.1e} ({worst})"
+    off = {key: float((gradients["ours"][key] - g).norm() / g.norm()) for key, g in exact.items()}
+    worst = max(off, key=lambda key: off[key])
+    apart = (outs["ours"] - outs["plain"]).abs().max().item() / outs["plain"].abs().max().item()
+    print(
+        f"  ours: frames {apart:.1e} of the largest value from plain; gradients up to {off[worst]:.1e} ({worst})"
+    )
+    if x.device.type == "cpu" and amp is None and max(apart, off[worst]) > TOLERANCE:
+        raise SystemExit(f"ours is another network than plain: more than {TOLERANCE} apart")
+
+
+class Worker:
+    """One way's process; it makes a step when told to."""
+
+    def __init__(self, way: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *sys.argv, "--turns-of", way],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        if x.device.type == "cpu" and amp is None and max(apart, off[worst]) > TOLERANCE:
-            raise SystemExit(f"{way} is another network than plain: more than {TOLERANCE} apart")
+        self.mebibytes, self.first_seconds = self._answer()
+
+    def step(self, threads: int) -> tuple[float, float]:
+        """Seconds that passed, and those of the processor."""
+        print(threads, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> tuple[float, float]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process ended with exit code {self._process.wait()}")
+        return tuple(json.loads(line))
 
 
-def take_turns(built: dict[str, tuple[nn.Module, Step]], rounds: int, device: str) -> None:
-    spent: dict[str, list[tuple[float, float]]] = {way: [] for way in built}
+def work(way: str, arguments: argparse.Namespace) -> None:
+    """Be a worker: tell mebibytes and seconds of the first steps, then those of each step asked for."""
+    if arguments.memory == "kept" or (arguments.memory == "own" and way != "plain"):
+        keep_freed_memory()
+    amp, device = amp_type(arguments.amp), arguments.device
+    model = build(way, arguments.arch, device)
+    network = torch.compile(model) if way == "compiled" else model
+    step = create_step(model, network, create_sample(arguments.size, device), amp)
+    before = start_of_peak(device)
+    seconds, _ = seconds_of(step, device)
+    step()
+    print(json.dumps([(peak(device) - before) // MIB, seconds]), flush=True)
+    for line in sys.stdin:
+        if int(line):
+            torch.set_num_threads(int(line))
+        print(json.dumps(seconds_of(step, device)), flush=True)
+
+
+def take_turns(workers: dict[str, Worker], rounds: int, threads: int) -> None:
+    spent: dict[str, list[tuple[float, float]]] = {way: [] for way in workers}
     for number in range(rounds + 1):
-        for way, (_, step) in built.items():
-            seconds = seconds_of(step, device)
+        for way, worker in workers.items():
+            seconds = worker.step(threads)
             if number:  # the first round warms up
                 spent[way].append(seconds)
     for way, seconds in spent.items():
@@ -251,14 +296,17 @@ def resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
 
-def peak_bytes(step: Step, device: str) -> int:
-    """Bytes that two steps add to the memory in use."""
+def start_of_peak(device: str) -> int:
+    """Bytes in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
-    for _ in range(2):
-        step()
-    return (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
+        return torch.cuda.memory_allocated()
+    return resident("VmRSS")
+
+
+def peak(device: str) -> int:
+    """Bytes in use at the most since."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
 def main() -> None:
@@ -271,38 +319,32 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--amp", choices=list(AMP_FLOATS))
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--keep-memory", action="store_true")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=MEMORY, default="own")
+    parser.add_argument("--turns-of", choices=[*WAYS, "compiled"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.keep_memory:
-        keep_freed_memory()
-    amp = AMP_FLOATS.get(arguments.amp)
-    sample = create_sample(arguments.size, arguments.device)
-    if arguments.memory_of:
-        way = arguments.memory_of
-        _, step = build((way,), arguments.arch, sample, amp)[way]
-        print(peak_bytes(step, arguments.device) // MIB)
+    if arguments.turns_of:
+        work(arguments.turns_of, arguments)
         return
-    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{os.cpu_count()} cores"
+    on_cpu = arguments.device == "cpu"
+    where = f"{os.cpu_count()} cores" if on_cpu else torch.cuda.get_device_name()
+    memory = f", memory {arguments.memory}" if on_cpu else ""
     print(
         f"{platform.machine()}, {where}, torch {torch.__version__}; {arguments.arch}, 12 frames of {arguments.size}x"
-        f"{arguments.size}, {arguments.amp or 'float32'}; medians of {arguments.rounds} rounds"
+        f"{arguments.size}, {arguments.amp or 'float32'}{memory}; medians of {arguments.rounds} rounds"
     )
-    built = build(WAYS, arguments.arch, sample, amp)
-    compare(built, sample, amp)
+    models = {way: build(way, arguments.arch, arguments.device) for way in WAYS}
+    compare(models, create_sample(arguments.size, arguments.device), amp_type(arguments.amp))
+    del models
+    workers = {way: Worker(way) for way in (*WAYS, *["compiled"] * arguments.compile)}
     if arguments.compile:
-        built |= build(("compiled",), arguments.arch, sample, amp)
-        seconds, _ = seconds_of(built["compiled"][1], arguments.device)
-        print(f"  compiling and a first step took {seconds:.0f} s")
-    for threads in {torch.get_num_threads(): None, 1: None} if arguments.device == "cpu" else [None]:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        print(f"  compiling and a first step took {workers['compiled'].first_seconds:.0f} s")
+    for threads in dict.fromkeys((torch.get_num_threads(), 1)) if on_cpu else [0]:
+        if threads:
             print(f"{threads} thread" + "s" * (threads > 1))
-        take_turns(built, arguments.rounds, arguments.device)
-    for way in WAYS:
-        command = [sys.executable, *sys.argv, "--memory-of", way]
-        mebibytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        print(f"  {way:9} takes {mebibytes} MiB more at its peak")
+        take_turns(workers, arguments.rounds, threads)
+    for way, worker in workers.items():
+        print(f"  {way:9} takes {worker.mebibytes} MiB more at its peak")
+        worker.end()
 
 
 if __name__ == "__main__":

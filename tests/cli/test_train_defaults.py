@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from golden_inputs import GOLDEN
 
 from cli.train import command
-from vshard.train.plan import TrainOptions
-from vshard.train.schedule import Schedule, weight_decay_at
+from vshard.train.discriminators import DISCRIMINATORS
+from vshard.train.losses import LOSSES
+from vshard.train.network import SIZES
+from vshard.train.optimize import OPTIMIZERS
+from vshard.train.plan import AMP_FLOATS, TrainOptions
+from vshard.train.schedule import SCHEDULERS, Schedule, weight_decay_at
 
 ORIGINAL: dict[str, Any] = json.loads((GOLDEN / "optimize.json").read_text())["train_cli_defaults"]
 # What differs, and why.
@@ -49,3 +54,17 @@ def test_defaults_of_the_command_are_those_of_the_library() -> None:
     for name, value in defaults().items():
         if hasattr(library, name) and name not in ("data_dir", "model_dir", "video"):
             assert (value or False) == (getattr(library, name) or False), name
+
+
+def test_help_names_every_choice() -> None:
+    helps = {parameter.name: getattr(parameter, "help", None) for parameter in command.params}
+    tables = {
+        "arch": SIZES,
+        "loss": LOSSES,
+        "optimizer": OPTIMIZERS,
+        "scheduler": SCHEDULERS,
+        "discriminator": DISCRIMINATORS,
+        "amp_float": AMP_FLOATS,
+    }
+    for option, table in tables.items():
+        assert table.keys() <= set(re.findall(r"\w+", helps[option])), option

@@ -183,6 +183,19 @@ def test_forward_cuts_the_border_and_clamps_only_in_eval(narrow: LightVideoInpai
         assert torch.equal(narrow.eval()(x, mask), whole.clamp(0, 1))
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 76), (63, 200), (192, 127), (136, 256)])
+def test_what_is_spared_changes_neither_frames_nor_gradients(height: int, width: int) -> None:
+    model = filled(LightVideoInpaint(8), HASH).double()
+    x, mask = model.preprocess(*(t.double() for t in clip(12, height, width, seed=5)))
+    outs, gradients = [], []
+    for out in (model(x, mask), model.fill(x, mask)[:, :, BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]):
+        outs.append(out.detach())
+        gradients.append(torch.autograd.grad(out.square().mean(), [*model.parameters()]))
+    assert_near(*outs, 1e-12)
+    for ours, whole in zip(*gradients, strict=True):
+        assert_near(ours, whole, 1e-12 * float(whole.abs().max()))
+
+
 def test_one_graph_without_breaks_gives_the_same_frames(narrow: LightVideoInpaint) -> None:
     x, mask = narrow.preprocess(*clip(12, 40, 48, seed=5))
     compiled = torch.compile(narrow, fullgraph=True, backend="eager")

@@ -30,7 +30,7 @@ SHORT = {"max_epoch": 1, "num_samples": 12 * 3, "backward_step": 1, "skip_eval":
 
 # The steps that a run is killed at.
 KILLS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "adam": ({**SHORT, "scheduler": "cosine"}, (2,)),
+    "adam": ({**SHORT, "scheduler": "cosine", "amp_float": "bf16"}, (2,)),
     "adamw": ({}, (2, 4, 5)),
     "sgd": ({**SHORT, "scheduler": "step"}, (2,)),
     "lion": ({**SHORT, "warmup_epoch": 1}, (3,)),

@@ -210,6 +210,23 @@ def test_choices_that_are_not_there(data: Path, tmp_path: Path, changes: dict, m
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "changes", "expected"),
+    [
+        ("cuda", {}, torch.float16),
+        ("cuda", {"amp_float": "bf16"}, torch.bfloat16),
+        ("cuda", {"disable_amp": True}, None),
+        ("cpu", {}, None),
+        ("cpu", {"amp_float": "bf16"}, torch.bfloat16),
+        ("cpu", {"amp_float": "bf16", "disable_amp": True}, None),
+    ],
+)
+def test_mixed_precision_where_it_is_asked_for_or_of_use(
+    device: str, changes: dict, expected: torch.dtype | None, tmp_path: Path
+) -> None:
+    assert options(tmp_path, tmp_path, **changes).amp(torch.device(device)) is expected
+
+
 def test_losses_that_are_not_numbers_are_left_out_and_stop_in_the_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ Inside, maps are (T, H, W, C) in memory: a 1×1 convolution is then a plain matr
 channels-last, and cutting windows is one copy that already puts the window's tokens in front, so that mixing
 them is one matrix product over all windows at once.
 
-Cost of a training step (12 frames of 256×256, float32): 2.5 to 2.9 s of one CPU core and 3 GiB where the process
-keeps what it frees (`memory`), 4.1 s where it does not; `benchmarks/step.py`.
+Tokens that only the cut border depends on are never worked out. Cost of a training step (12 frames of 256×256,
+float32): 2.6 to 3.2 s of two CPU cores and 3 GiB where the process keeps what it frees (`memory`);
+`benchmarks/step.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WIDEST = 1024
 WIDEST_RATIO = 16
 
 _NAME = "inpaint.light_video_inpaint_v1"
-_SIZES = {
+SIZES = {
     "narrow": {"base_dim": 32, "lv2_mlp_ratio": 1},
     "small": {"base_dim": 96, "lv2_mlp_ratio": 1},
     "medium": {"base_dim": 128, "lv2_mlp_ratio": 2},
@@ -44,9 +45,9 @@ _SIZES = {
 # Constructor arguments by the names of iw3 and by our short ones; the bare name is the small network. The narrow
 # one is ours, for demos and tests; iw3 builds it from the file's own arguments, as it does the small one.
 ARCHITECTURES: dict[str, dict[str, int]] = {
-    **_SIZES,
-    _NAME: _SIZES["small"],
-    **{f"{_NAME}_{size}": _SIZES[size] for size in ("small", "medium", "large")},
+    **SIZES,
+    _NAME: SIZES["small"],
+    **{f"{_NAME}_{size}": SIZES[size] for size in ("small", "medium", "large")},
 }
 # For whoever has no GPU.
 CPU_ARCH = "narrow"
@@ -107,7 +108,7 @@ class LightVideoInpaint(nn.Module):
     @property
     def name(self) -> str:
         """The architecture's name in iw3; any width of our own goes by the bare name."""
-        sizes = [size for size in ("medium", "large") if self.kwargs == _SIZES[size]]
+        sizes = [size for size in ("medium", "large") if self.kwargs == SIZES[size]]
         return f"{_NAME}_{sizes[0]}" if sizes else _NAME
 
     def preprocess(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,7 @@ class LightVideoInpaint(nn.Module):
         Raises:
             OptionError: there are not 12 frames.
         """
-        out = self.fill(x, mask)[:, :, BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
+        out = self._fill(x, mask, BORDER_PX)
         return out if self.training else out.clamp(0, 1)
 
     def infer(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -171,6 +172,10 @@ class LightVideoInpaint(nn.Module):
 
     def fill(self, x: Tensor, mask: Tensor) -> Tensor:
         """Fill 12 preprocessed frames: as :meth:`forward`, but (12, 3, H, W), never clamped."""
+        return self._fill(x, mask, 0)
+
+    def _fill(self, x: Tensor, mask: Tensor, border: int) -> Tensor:
+        """Fill 12 frames and cut off ``border`` pixels, which spares the tokens that nothing else depends on."""
         frames, _, height, width = x.shape
         if frames != CLIP_FRAMES:
             raise OptionError(f"the network fills {CLIP_FRAMES} frames at once and was given {frames}")
@@ -183,14 +188,42 @@ class LightVideoInpaint(nn.Module):
         tokens = F.leaky_relu(_channels_last(self.patch, image), _LEAK)
         tokens = torch.where(hole.permute(0, 2, 3, 1), self.mask_bias.flatten().to(tokens.dtype), tokens)
         full = self.enc1(tokens)
-        half = self.enc2(_channels_last(self.down, full.permute(0, 3, 1, 2)))
-        up = _pointwise(self.up, half)
+        half = _channels_last(self.down, full.permute(0, 3, 1, 2))
+        wanted: list[tuple[int, int] | None] = [None] * (len(self.enc2) + 1)
+        if border:  # whole frames depend on nearly all of it
+            rows, columns = (
+                self._tokens_wanted(size - border, given)
+                for size, given in zip((height, width), full.shape[1:3], strict=True)
+            )
+            wanted = [*zip(rows, columns, strict=True)]
+        for block, of_block in zip(self.enc2, wanted[:-1], strict=True):
+            half = block(half, of_block)
         # Pixel shuffle by 2, staying channels-last.
-        up = up.unflatten(3, (-1, 2, 2)).permute(0, 1, 4, 2, 5, 3).reshape(full.shape)
-        out = _pointwise(self.to_image, self.dec1(full + up))
+        up = (
+            _pointwise(self.up, half)
+            .unflatten(3, (-1, 2, 2))
+            .permute(0, 1, 4, 2, 5, 3)
+            .flatten(3, 4)
+            .flatten(1, 2)
+        )
+        out = _pointwise(self.to_image, self.dec1(full[:, : up.shape[1], : up.shape[2]] + up, wanted[-1]))
         # Pixel shuffle by 4, into the usual (T, 3, H, W).
-        out = out.unflatten(3, (3, PATCH_PX, PATCH_PX)).permute(0, 3, 1, 4, 2, 5).reshape(image.shape)
-        return x * (1 - mask) + out[:, :, :height, :width] * mask
+        out = out.unflatten(3, (3, PATCH_PX, PATCH_PX)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        shown = (..., slice(border, height - border), slice(border, width - border))
+        x, mask, out = x[shown], mask[shown], out[shown]
+        return x * (1 - mask) + out * mask
+
+    def _tokens_wanted(self, pixels: int, given: int) -> list[int]:
+        """Tell how many tokens of what each half-size block gives, and then ``dec1``, the first ``pixels`` depend on.
+
+        Along one axis; ``given``: how many full-size ones there are.
+        """
+        wanted = [-(-pixels // PATCH_PX)]
+        wanted.append(self.dec1.needed(wanted[0], given) // 2)
+        for block in list(self.enc2)[:0:-1]:
+            assert isinstance(block, _Block)
+            wanted.append(block.needed(wanted[-1], given // 2))
+        return wanted[::-1]
 
 
 def create(arch: str) -> LightVideoInpaint:
@@ -205,7 +238,10 @@ def create(arch: str) -> LightVideoInpaint:
 
 
 class _Block(nn.Module):
-    """Mix tokens, then neighbours: (T, H, W, C) to the same shape, each part added to its input."""
+    """Mix tokens, then neighbours: (T, H, W, C) to the same shape, each part added to its input.
+
+    Of its result the first ``wanted`` rows and columns can be asked for alone.
+    """
 
     def __init__(self, dim: int, mixer: _Windows | _Frames) -> None:
         super().__init__()
@@ -214,10 +250,23 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(mixer.gmlp.proj_out.in_features, bias=False)
         self.glu_conv = _GluConv(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wanted: tuple[int, int] | None = None) -> Tensor:
         # The mixer adds its own input too, so x counts twice: so does the original.
-        x = x + self.gmlp(x, self.norm1, self.norm2)
-        return x + self.glu_conv(x)
+        if wanted is None:
+            x = x + self.gmlp(x, self.norm1, self.norm2)
+            return x + self.glu_conv(x, (False, False))
+        given = x.shape[1], x.shape[2]
+        rows, columns = (self.needed(*axis) for axis in zip(wanted, given, strict=True))
+        x = x[:, :rows, :columns]
+        mixed = self.gmlp(x, self.norm1, self.norm2)
+        beside = tuple(w < n for w, n in zip(wanted, given, strict=True))
+        rows, columns = (w + more for w, more in zip(wanted, beside, strict=True))
+        x = x[:, :rows, :columns] + mixed[:, :rows, :columns]
+        return x[:, : wanted[0], : wanted[1]] + self.glu_conv(x, beside)
+
+    def needed(self, wanted: int, given: int) -> int:
+        """Tell how many of ``given`` tokens along an axis the first ``wanted`` of the result depend on."""
+        return min(self.gmlp.needed(min(wanted + 1, given)), given)
 
 
 class _Windows(nn.Module):
@@ -229,14 +278,20 @@ class _Windows(nn.Module):
         self.margin = window // 2 if shifted else 0
         self.gmlp = _TokenMixer(dim, tokens=window**2, ratio=ratio)
 
+    def needed(self, wanted: int) -> int:
+        """Tell how many tokens along an axis the first ``wanted`` of the result depend on."""
+        return -(-(wanted + self.margin) // self.window) * self.window - self.margin
+
     def forward(self, x: Tensor, norm1: nn.LayerNorm, norm2: nn.LayerNorm) -> Tensor:
         m = self.margin
+        _, height, width, _ = x.shape
         if m:
-            x = F.pad(x, (0, 0, m, m, m, m))
+            right, bottom = (-(size + m) % self.window for size in (width, height))
+            x = F.pad(x, (0, 0, m, right, m, bottom))
         cut = x.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window)).permute(2, 4, 0, 1, 3, 5)
         mixed = self.gmlp(cut.reshape(self.window**2, -1, x.shape[3]), norm1, norm2)
         x = mixed.view(cut.shape).permute(2, 3, 0, 4, 1, 5).reshape(x.shape)
-        return x[:, m:-m, m:-m] if m else x
+        return x[:, m : m + height, m : m + width] if m else x
 
 
 class _Frames(nn.Module):
@@ -245,6 +300,10 @@ class _Frames(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.gmlp = _TokenMixer(dim, tokens=CLIP_FRAMES, ratio=2)
+
+    def needed(self, wanted: int) -> int:
+        """Tell how many tokens along an axis the first ``wanted`` of the result depend on."""
+        return wanted
 
     def forward(self, x: Tensor, norm1: nn.LayerNorm, norm2: nn.LayerNorm) -> Tensor:
         mixed: Tensor = self.gmlp(x.flatten(1, 2), norm1, norm2)
@@ -277,35 +336,44 @@ class _TokenMixer(nn.Module):
 
 
 class _GluConv(nn.Module):
-    """A gated 3×3 convolution: (T, H, W, C) to the same shape."""
+    """A gated 3×3 convolution: (T, H, W, C) to the same shape.
+
+    Where the last rows and columns are there as neighbours only (``beside``), they are not in the result.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.w1 = nn.Conv2d(dim, dim, 1)
         self.w2 = nn.Conv2d(dim // 2, dim, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beside: tuple[bool, bool]) -> Tensor:
         gated = F.glu(_pointwise(self.w1, x), dim=3)
-        return _channels_last(self.w2, _ReplicateEdge.apply(gated).permute(0, 3, 1, 2))
+        return _channels_last(self.w2, _ReplicateEdge.apply(gated, *beside).permute(0, 3, 1, 2))
 
 
 class _ReplicateEdge(torch.autograd.Function):
-    """Add one pixel on all sides, (T, H, W, C) to (T, H + 2, W + 2, C); the copies pass no gradient."""
+    """Add one pixel on all sides, (T, H, W, C) to (T, H + 2, W + 2, C); the copies pass no gradient.
+
+    None is added behind rows or columns whose last is a neighbour itself.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004 -- autograd's signature
-        frames, height, width, channels = x.shape
-        out = x.new_empty(frames, height + 2, width + 2, channels)
-        out[:, 1:-1, 1:-1] = x
-        out[:, 0, 1:-1] = x[:, 0]
-        out[:, -1, 1:-1] = x[:, -1]
+    def forward(ctx: Any, x: Tensor, beside_rows: bool, beside_columns: bool) -> Tensor:
+        frames, height, width, channels = ctx.shape = x.shape
+        out = x.new_empty(frames, height + 2 - beside_rows, width + 2 - beside_columns, channels)
+        out[:, 1 : height + 1, 1 : width + 1] = x
+        out[:, 0, 1 : width + 1] = x[:, 0]
+        if not beside_rows:
+            out[:, -1, 1 : width + 1] = x[:, -1]
         out[:, :, 0] = out[:, :, 1]
-        out[:, :, -1] = out[:, :, -2]
+        if not beside_columns:
+            out[:, :, -1] = out[:, :, -2]
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
-        return grad[:, 1:-1, 1:-1]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _, height, width, _ = ctx.shape
+        return grad[:, 1 : height + 1, 1 : width + 1], None, None
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:

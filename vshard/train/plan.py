@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .adversarial import AdversaryOptions
 
 DEFAULT_ARCH = "small"
-AMP_FLOATS = ("fp16", "bf16")
+# Names of --amp-float, and torch's.
+AMP_FLOATS = {"fp16": "float16", "bf16": "bfloat16"}
 WORKERS_MAX = 8
 FRAMES_A_SAMPLE = 12
 
@@ -206,12 +207,13 @@ class TrainOptions:
         return self.clip_grad_norm if self.clip_grad_norm > 0 else None
 
     def amp(self, device: torch.device) -> torch.dtype | None:
-        """The type of mixed precision on ``device``, None for float32: the CPU gains nothing by it."""
-        if self.disable_amp or device.type != "cuda":
+        """The type of mixed precision on ``device``, None for float32; a CPU takes bf16 where that is asked for."""
+        if self.disable_amp or (device.type != "cuda" and AMP_FLOATS[self.amp_float] != "bfloat16"):
             return None
-        from .steps import AMP_FLOATS
+        import torch
 
-        return AMP_FLOATS[self.amp_float]
+        amp: torch.dtype = getattr(torch, AMP_FLOATS[self.amp_float])
+        return amp
 
     def plain(self) -> dict[str, Any]:
         """Give the options as plain values, for model files, which are shared: no URL's signature is among them."""

@@ -24,8 +24,6 @@ from .compiling import Compiled
 from .network import LightVideoInpaint
 from .ranks import Ranks
 
-AMP_FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class StepOptions:
