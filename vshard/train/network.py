@@ -252,7 +252,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, wanted: tuple[int, int] | None = None) -> Tensor:
         # The mixer adds its own input too, so x counts twice: so does the original.
-        if wanted is None:
+        if wanted is None:  # and no arithmetic on sizes: in an export they are symbols
             x = x + self.gmlp(x, self.norm1, self.norm2)
             return x + self.glu_conv(x, (False, False))
         given = x.shape[1], x.shape[2]
