@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from making import Listening, make_record
 from runs import NAME, TINY, assert_same, final_state, killed_and_resumed, opened, options
 
@@ -19,6 +21,7 @@ from vshard.base.stopping import StoppedError
 from vshard.records.record import write_record
 from vshard.train import run as module
 from vshard.train.checkpoint import load_model
+from vshard.train.network import ARCHITECTURES
 from vshard.train.optimize import OPTIMIZERS
 from vshard.train.run import train
 
@@ -48,6 +51,54 @@ def test_killed_anywhere_and_resumed_equals_unbroken(data: Path, tmp_path: Path,
     whole = final_state(tmp_path / "whole")
     for kill_at in kills:
         assert_same(killed_and_resumed(wanted, tmp_path / f"killed-{kill_at}", kill_at), whole)
+
+
+AVERAGED = {**SHORT, "num_samples": 12, "optimizer": "adamw_schedulefree", "ema_model": True}
+LIES: list[tuple[tuple[str, ...], Any]] = [
+    (("progress",), {}),
+    (("progress",), {"not_finite": 0, "best_loss": 1.0}),
+    (("progress", "epoch"), 3),
+    (("progress", "epoch"), 2.0),
+    (("progress", "best_loss"), math.nan),
+    (("progress", "best_loss"), -math.inf),
+    (("stream", "epoch"), 7),
+    (("average", "steps"), -1),
+    (("average", "weights", "mask_bias"), torch.tensor(3.0)),
+    (("average", "weights", "mask_bias"), torch.full((1, 4, 1, 1), math.nan)),
+    (("average", "weights"), [1]),
+    (("stepping_weights",), {"mask_bias": torch.tensor(3.0)}),
+    (("stepping_weights",), [1]),
+]
+
+
+@pytest.fixture(scope="module")
+def averaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch."""
+    folder = tmp_path_factory.mktemp("averaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "tiny", TINY)
+        train(options(data, folder, **AVERAGED), Silent())
+    return folder
+
+
+@pytest.mark.parametrize(("keys", "lie"), LIES)
+def test_a_checkpoint_that_lies_is_refused(
+    data: Path, averaged: Path, tmp_path: Path, keys: tuple[str, ...], lie: object
+) -> None:
+    path = tmp_path / f"{NAME}.checkpoint.pth"
+    content = torch.load(averaged / path.name, weights_only=True)
+    entry = content["vshard"]
+    for key in keys[:-1]:
+        entry = entry[key]
+    assert keys[-1] in entry
+    entry[keys[-1]] = lie
+    torch.save(content, path)
+    with pytest.raises(
+        CheckpointError, match=f"{path.name}: holds no position to go on from .*--reset-state"
+    ):
+        train(options(data, tmp_path, resume=True, **AVERAGED), Silent())
+    if keys == ("progress",):  # as the message says
+        train(options(data, tmp_path, resume=True, reset_state=True, **AVERAGED), Silent())
 
 
 def test_saving_often_changes_nothing(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 import zipfile
@@ -56,6 +57,34 @@ def load_tensors(file: BinaryIO) -> Any:
 def holds_stretched(content: Any) -> bool:
     """Tell whether a tensor in what was loaded is larger than its stored numbers: a copy could fill the memory."""
     return any(map(_is_stretched, _tensors(content)))
+
+
+def copy_numbers(into: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Copy the values of the same names into tensors, all or none.
+
+    Raises:
+        KeyError: one is missing.
+        TypeError: ``values`` is no dict.
+        ValueError: one is of another shape or not of finite numbers.
+    """
+    import torch
+
+    for name, tensor in into.items():
+        if not is_numbers(values[name], tuple(tensor.shape)):
+            raise ValueError(f"{name} is not {tuple(tensor.shape)} numbers")
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(values[name])
+
+
+def is_numbers(value: Any, shape: tuple[int, ...]) -> bool:
+    """Tell whether a value is a finite float tensor of a shape, or a plain number where that is ()."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return shape == () and type(value) in (int, float) and math.isfinite(value)
+    plain = value.layout is torch.strided and not value.is_meta and value.is_floating_point()
+    return plain and value.shape == shape and bool(value.isfinite().all())
 
 
 def _tensors(content: Any) -> Iterator[Tensor]:

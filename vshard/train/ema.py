@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import CheckpointError
+from ..base.tensors import copy_numbers
 
 
 class Average:
@@ -48,13 +49,13 @@ class Average:
         """Take it out of a checkpoint.
 
         Raises:
-            KeyError, TypeError, RuntimeError: it is not that of such a model.
+            KeyError, TypeError, ValueError: it is not that of such a model.
         """
-        weights = state["weights"]
-        with torch.no_grad():
-            for name, average in self._weights.items():
-                average.copy_(weights[name])
-        self._steps = int(state["steps"])
+        steps = state["steps"]
+        if type(steps) is not int or steps < 0:
+            raise ValueError(f"an average of {steps!r} steps")
+        copy_numbers(self._weights, state["weights"])
+        self._steps = steps
 
     @torch.no_grad()
     def _give(self, weights: dict[str, Tensor]) -> None:
@@ -69,7 +70,7 @@ def take_average(
 
     Raises:
         CheckpointError: only one of them has; ``advice`` says what else to do.
-        KeyError, TypeError, RuntimeError: as :meth:`Average.load_state`.
+        KeyError, TypeError, ValueError: as :meth:`Average.load_state`.
     """
     if state is None and average is not None:
         raise CheckpointError(f"{checkpoint}: was trained without --ema-model; leave it out, or {advice}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.errors import OptionError
+from ..base.tensors import copy_numbers, is_numbers
 from .lion import Lion
 from .schedule import Schedule, learning_rate_at, weight_decay_at
 
@@ -234,12 +235,10 @@ def take_stepping(model: nn.Module, optimizer: torch.optim.Optimizer, weights: d
     """Put back the weights that a schedule-free optimizer steps from: going there and back is not exact.
 
     Raises:
-        KeyError, RuntimeError: ``weights`` are not those of ``model``.
+        KeyError, TypeError, ValueError: ``weights`` are not those of ``model``.
     """
     set_training(optimizer, True)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+    copy_numbers(dict(model.named_parameters()), weights)
 
 
 def _check_kept(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -263,7 +262,7 @@ def _check_kept(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None
                 raise ValueError(f"no {', '.join(sorted(missing))} of a weight")
             for name, value in kept.items():
                 shape = () if name == _STEPS else parameter.shape
-                if not _is_numbers(value, shape):
+                if not is_numbers(value, shape):
                     raise ValueError(f"{name} of a weight of {tuple(parameter.shape)} is no such numbers")
 
 
@@ -276,11 +275,3 @@ def _kept_by(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> set[str
     set_training(twin, True)
     twin.step()
     return set(twin.state[weight])
-
-
-def _is_numbers(value: Any, shape: tuple[int, ...]) -> bool:
-    """Tell whether a state's entry is a finite float tensor of a shape, or a plain number where that is ()."""
-    if not isinstance(value, Tensor):
-        return shape == () and type(value) in (int, float) and math.isfinite(value)
-    plain = value.layout is torch.strided and not value.is_meta and value.is_floating_point()
-    return plain and value.shape == shape and bool(value.isfinite().all())

@@ -5,7 +5,8 @@ The position within the epoch is its stream's.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ class Progress:
         Raises:
             TypeError, ValueError: these are not its values.
         """
+        if values.keys() != {field.name for field in fields(cls)}:
+            raise ValueError(f"odd entries {', '.join(map(str, values))}")
         progress = cls(**values)
         counts = (progress.epoch, progress.not_finite)
         if not all(type(count) is int and count >= 0 for count in counts) or progress.epoch < 1:
             raise ValueError(f"odd counts {counts}")
-        if not isinstance(progress.best_loss, (int, float)):
-            raise TypeError("an odd best loss")
+        if type(progress.best_loss) not in (int, float) or not progress.best_loss > -math.inf:
+            raise ValueError(f"an odd best loss {progress.best_loss!r}")
         return progress
 
 

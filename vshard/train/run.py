@@ -35,7 +35,7 @@ from .ema import Average
 from .history import Epoch, History, Moment, check_tensorboard
 from .judge import judge
 from .keeping import Keeper, load_last
-from .network import ARCHITECTURES, CPU_ARCH
+from .network import CPU_ARCH, SIZES
 from .optimize import is_schedule_free, rate_of, set_rates, set_training
 from .plan import TrainOptions
 from .progress import Progress, Trained
@@ -174,14 +174,14 @@ class _Run:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         against = f", against {options.discriminator}" if self.adversary is not None else ""
         among = f", {self.ranks.count} processes" if self.ranks.count > 1 else ""
+        amp = options.amp(self.ranks.device)
+        mixed = f" in mixed precision ({options.amp_float})" if amp is not None else ""
+        width = next((f" ({size})" for size, kwargs in SIZES.items() if kwargs == self.model.kwargs), "")
         report.say(
             f"{len(self.train_split)} records to train on{left}, {len(self.eval_split)} to evaluate on; "
-            f"{self.model.name}, {parameters:.2f} M parameters{against}, on {self.ranks.device}{among}"
+            f"{self.model.name}{width}, {parameters:.2f} M parameters{against}, on {self.ranks.device}{mixed}{among}"
         )
-        if (
-            self.ranks.device.type == "cpu"
-            and self.model.kwargs["base_dim"] > ARCHITECTURES[CPU_ARCH]["base_dim"]
-        ):
+        if self.ranks.device.type == "cpu" and self.model.kwargs["base_dim"] > SIZES[CPU_ARCH]["base_dim"]:
             report.say(
                 "on a CPU a sample of this network takes seconds; for trying things there are "
                 f"--arch {CPU_ARCH} and --loss psnr"

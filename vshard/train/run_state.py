@@ -94,6 +94,10 @@ class RunState:
             )
         take_state(steps.optimizer, content["optimizer_state_dict"][0])
         progress = Progress.from_plain(stored[PROGRESS])
+        if stored[STREAM]["epoch"] != progress.epoch:
+            raise ValueError(
+                f"samples of epoch {stored[STREAM]['epoch']}, progress of epoch {progress.epoch}"
+            )
         if stored[STEPPING]:
             take_stepping(steps.model, steps.optimizer, stored[STEPPING])
         scaling = content["grad_scaler_state_dict"][0]
